@@ -1,0 +1,153 @@
+"""TensorBoard: the curves of one run under the tags of the design, and its pictures.
+
+Headline scalars have optimizer updates on the x-axis; `by_experience/` and `by_samples/` repeat
+them for strategies that make no updates and for comparisons at equal data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+if TYPE_CHECKING:
+    from cl.evaluation import Scores
+    from cl.loop import Loop
+
+CURVES = ("plasticity", "stability", "seen_accuracy", "past_accuracy")
+FINALS = ("average_accuracy", "average_incremental_accuracy", "forgetting", "backward_transfer")
+BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: told apart by colour-blind readers
+
+
+class Board:
+    """Writes one run's events; `first_update` > 0 drops what an interrupted run wrote after it."""
+
+    def __init__(self, folder: Path, settings: dict, first_update: int = 0):
+        purge = first_update + 1 if first_update else None
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+        self.settings = settings
+
+    def losses(self, update: int, means: dict[str, float]) -> None:
+        """`train/running_loss`, `train/loss_<term>`."""
+        for name, value in means.items():
+            self.writer.add_scalar(f"train/{name}", value, update)
+
+    def periodic(self, loop: Loop, scores: Scores) -> None:
+        """The continual-evaluation curve between two ends of experiences."""
+        self._accuracies(loop, scores.test)
+        self.writer.flush()
+
+    def experience(self, loop: Loop, results: dict) -> None:
+        """Everything that is known after an experience."""
+        i, update = loop.experience.index, loop.clock.train_iterations
+        self._accuracies(loop, results["R"][i])
+        values = {name: results["metrics"][name][i] for name in CURVES}
+        values["average_accuracy"] = results["metrics"]["average_accuracy"]
+        values["forgetting"] = results["metrics"]["forgetting"]
+        for name, value in values.items():
+            self._scalar(name, value, update)
+            self._scalar(f"by_experience/{name}", value, i)
+            self._scalar(f"by_samples/{name}", value, loop.samples_seen)
+        for name, value in results["cost"].items():
+            self._scalar(f"cost/{name}", value, update)
+        for probe, rows in results["probes"].items():
+            for name, value in rows[-1].items():
+                self._scalar(f"probe/{probe}/{name}", value, update)
+        if results["status"] == "finished":
+            self._final(results, update)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
+
+    def _accuracies(self, loop: Loop, row: list) -> None:
+        for e, value in zip(loop.stream.evals, row, strict=True):
+            self._scalar(f"acc/{e.name}", value, loop.clock.train_iterations)
+
+    def _scalar(self, tag: str, value: float | None, step: int) -> None:
+        if value is not None:
+            self.writer.add_scalar(tag, value, step)
+
+    def _final(self, results: dict, update: int) -> None:
+        self.writer.add_image("R", _pixels(matrix_figure(results)), update, dataformats="HWC")
+        plane = _pixels(plane_figure(results))
+        self.writer.add_image("stability_plasticity", plane, update, dataformats="HWC")
+        final = {f"final/{k}": results["metrics"][k] for k in FINALS}
+        final = {k: v for k, v in final.items() if v is not None}
+        for summary in hparams(self.settings, final):
+            self.writer.file_writer.add_summary(summary)
+        for name, value in final.items():
+            self.writer.add_scalar(name, value, update)
+
+
+def matrix_figure(results: dict) -> Figure:
+    """R as a heat map: rows are experiences learned, columns evals; white is undefined."""
+    R = np.array([[np.nan if v is None else v for v in row] for row in results["R"]], dtype=float)
+    E, J = R.shape
+    figure = Figure(figsize=(min(14, 2.6 + 0.62 * J), min(11, 1.8 + 0.5 * E)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(R, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    every_i, every_j = max(1, -(-E // 25)), max(1, -(-J // 25))
+    axes.set_xticks(range(0, J, every_j), [_short(e) for e in results["evals"][::every_j]])
+    axes.tick_params(axis="x", rotation=45 if J > 5 else 0)
+    axes.set_yticks(range(0, E, every_i), [_short(e) for e in results["experiences"][::every_i]])
+    axes.set_xlabel("scored on")
+    axes.set_ylabel("after learning")
+    if E <= 15 and J <= 15:
+        for i, j in zip(*np.nonzero(~np.isnan(R)), strict=True):
+            tone = "black" if R[i, j] > 0.6 else "white"
+            axes.text(j, i, f"{R[i, j]:.2f}", ha="center", va="center", color=tone, fontsize=8)
+    figure.colorbar(image, ax=axes, label=results["score"].replace("_", " "))
+    axes.set_title(_title(results), fontsize=9)
+    return figure
+
+
+def plane_figure(results: dict) -> Figure:
+    """Stability against plasticity, one point per experience from the second on."""
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    pairs = zip(results["metrics"]["plasticity"], results["metrics"]["stability"], strict=True)
+    points = [(i, p, s) for i, (p, s) in enumerate(pairs) if p is not None and s is not None]
+    if points:
+        order, new, past = zip(*points, strict=True)
+        axes.plot(new, past, color=BLUE, lw=1, alpha=0.6)
+        axes.scatter(new, past, color=BLUE, s=22, zorder=3)
+        axes.scatter(new[-1:], past[-1:], color=ORANGE, s=60, zorder=4)
+        for i, x, y in (points[0], points[-1]):
+            axes.annotate(
+                f"after experience {i}", (x, y), (-6, 8), textcoords="offset points",
+                fontsize=8, ha="right",
+            )
+        top = max(1.0, *past)
+    else:
+        axes.text(0.5, 0.5, "no experience has a past to keep", ha="center")
+        top = 1.0
+    axes.set_xlim(-0.02, 1.04)
+    axes.set_ylim(-0.02, top * 1.06)
+    axes.set_xlabel("plasticity: score on what was just learned")
+    axes.set_ylabel("stability: share kept of past scores")
+    axes.grid(alpha=0.25)
+    axes.set_title(_title(results), fontsize=9)
+    return figure
+
+
+def _title(results: dict) -> str:
+    return f"{results['stream']} · {results['strategy']} · seed {results['seed']}"
+
+
+def _short(entry: dict) -> str:
+    return entry["name"].partition("_")[2] or entry["name"]
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """A figure as uint8 [H, W, 3]."""
+    figure.set_dpi(110)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

@@ -1,0 +1,237 @@
+"""The command line: `cl run`, `list`, `describe`, `check`.
+
+Nothing here imports torch before a run has been found sound: names, keys, types and ranges are
+checked against source.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from cl import __version__
+from cl.config import REQUIRED, SCHEMAS, params_of_schema, show, type_name
+from cl.errors import ClError, UsageError, unknown
+from cl.registry import ROOMS, SINGULAR, entries, find
+from cl.request import Request
+
+EPILOG = """\b
+Examples
+  cl run split_digits fetril
+  cl run split_digits replay strategy.size=500 train.epochs=20 seed=1
+  cl run image_folder fetril stream.path=photos.zip stream.base=5 model=resnet20
+  cl run my_strategy.py:MyStrategy ... is a strategy of your own: examples/my_strategy.py
+  tensorboard --logdir runs
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cl")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cl(debug: bool) -> None:
+    """Continual learning: streams of tasks, strategies, stability-plasticity curves."""
+
+
+@cl.command(name="run")
+@click.argument("arguments", nargs=-1, metavar="STREAM STRATEGY[+STRATEGY...] [key=value ...]")
+@click.option("--resume", "resume_in", metavar="RUN_DIR", help="Go on where a run stopped.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def run_command(arguments: tuple[str, ...], resume_in: str | None, debug: bool) -> None:
+    """Train, evaluate and record; print the table and where the curves are.
+
+    The first argument may be a recipe instead: cl run recipe.yaml [key=value ...]. Every run
+    folder holds the recipe that repeats it. All keys: cl describe run, cl describe STREAM,
+    cl describe STRATEGY.
+    """
+    if resume_in is not None:
+        if arguments:
+            raise UsageError(f"--resume takes the run folder alone, got {' '.join(arguments)} too")
+        from cl.runner import resume
+
+        result = _interruptible(lambda: resume(Path(resume_in), progress=True))
+        out = str(Path(resume_in).parent)
+    else:
+        request = Request.from_arguments(list(arguments))
+        out = request.top["out"]
+        _writable(Path(out))
+        _header(request)
+        from cl.runner import execute
+
+        result = _interruptible(lambda: execute(request, progress=True))
+    from cl.display import show_results
+
+    show_results(result.results, str(result.dir), out)
+
+
+@cl.command(name="list")
+@click.argument("kind", required=False, metavar="[" + "|".join(ROOMS) + "]")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def list_command(kind: str | None, debug: bool) -> None:
+    """Names with their first line."""
+    if kind is not None and kind not in ROOMS:
+        raise unknown("kind", kind, ROOMS)
+    for k in [kind] if kind else ROOMS:
+        found = entries(k)
+        width = max((len(name) for name in found), default=0)
+        click.echo(click.style(k, bold=True))
+        for name, entry in found.items():
+            click.echo(f"  {name:{width}}  {entry.summary}")
+
+
+@cl.command(name="describe")
+@click.argument("name")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def describe_command(name: str, debug: bool) -> None:
+    """Source, claim, needs, and every parameter of a NAME.
+
+    NAME is anything that `cl list` shows, your own path/to/file.py:Object, or run, train, eval
+    for the keys that every run has.
+    """
+    if name in SCHEMAS:
+        prefix = "" if name == "run" else f"{name}."
+        click.echo(SCHEMAS[name].__doc__.partition("\n")[0])
+        _show_params(prefix, params_of_schema(SCHEMAS[name]))
+        if name == "run":
+            click.echo("\nand train.* and eval.* (cl describe train, cl describe eval), stream.*,")
+            click.echo("strategy.*, model.* (cl describe NAME of the stream, strategy, model)")
+        return
+    matches = _everywhere(name)
+    for k, entry in enumerate(matches):
+        if k:
+            click.echo()
+        click.echo(click.style(f"{entry.name}", bold=True) + f"  ({SINGULAR[entry.kind]})")
+        doc = entry.doc.strip().splitlines()
+        click.echo("\n".join(_without_parameters(doc)).rstrip())
+        prefix = {"streams": "stream.", "strategies": "strategy.", "models": "model."}
+        params = entry.params()
+        if params:
+            click.echo()
+            _show_params(prefix.get(entry.kind, ""), params)
+        elif entry.kind in prefix:
+            click.echo("\nno parameters")
+        if entry.path is not None:
+            click.echo(f"\nsource file: {entry.path}")
+
+
+@cl.command(name="check")
+@click.argument("name", metavar="FILE_OR_NAME")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def check_command(name: str, debug: bool) -> None:
+    """Lint and smoke-test a strategy, stream or model against the plug-in contract."""
+    from cl.check import check
+
+    ok = True
+    for passed, what, detail in check(name):
+        ok &= passed
+        mark = click.style("ok  ", fg="green") if passed else click.style("FAIL", fg="red")
+        click.echo(f"{mark}  {what}" + (f": {detail}" if detail else ""))
+    if not ok:
+        sys.exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0, 1 a run failed, 2 usage, 130/143 SIGINT/SIGTERM."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        code = cl.main(arguments, prog_name="cl", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except ClError as error:
+        _fail(str(error), error.exit_code, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        sys.exit(0)
+    except click.UsageError as error:
+        _fail(" ".join(error.format_message().split()), 2, debug)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _interruptible(run):
+    """Run until done; SIGINT and SIGTERM end it between two steps, exit 130 or 143."""
+
+    def on_term(signum, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        return run()
+    except KeyboardInterrupt:
+        click.echo("cl: interrupted; go on with `cl run --resume RUN_DIR`", err=True)
+        sys.exit(130)
+    except Terminated:
+        click.echo("cl: terminated; go on with `cl run --resume RUN_DIR`", err=True)
+        sys.exit(143)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _header(request: Request) -> None:
+    click.echo(
+        f"{request.stream_name} · {request.strategy_name} · seed {request.top['seed']} · "
+        f"device {request.top['device']} · {request.top['threads']} "
+        f"thread{'s' * (request.top['threads'] != 1)}",
+        err=True,
+    )
+
+
+def _writable(out: Path) -> None:
+    """Refuse an `out` that can't be written, before anything is built."""
+    existing = out
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UsageError(f"out={out}: {existing} is a file; choose another out=")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(f"out={out} can't be written: no permission in {existing}")
+
+
+def _everywhere(name: str) -> list:
+    """The plug-ins of any kind called `name`."""
+    if ":" in name:
+        return [find("strategies", name)]
+    by_kind = {kind: entries(kind) for kind in ROOMS}
+    matches = [found[name] for found in by_kind.values() if name in found]
+    if not matches:
+        known = {n for found in by_kind.values() for n in found} | set(SCHEMAS)
+        raise unknown("stream, strategy, model, probe or objective", name, known, " (see `cl list`)")
+    return matches
+
+
+def _without_parameters(lines: list[str]) -> list[str]:
+    for k, line in enumerate(lines):
+        if line.startswith("Parameters"):
+            return lines[:k]
+    return lines
+
+
+def _show_params(prefix: str, params: dict) -> None:
+    width = max(len(prefix + name) for name in params)
+    for name, param in params.items():
+        default = "required" if param.default is REQUIRED else f"default {_shown(param.default)}"
+        key = click.style(f"{prefix}{name:{width - len(prefix)}}", bold=True)
+        click.echo(f"  {key}  {param.doc}")
+        click.echo(f"  {'':{width}}  {type_name(param.annotation)}; {default}")
+
+
+def _shown(value: object) -> str:
+    return "none" if value in ((), []) else show(value)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"cl: {' '.join(message.split())}", err=True)
+    sys.exit(code)

@@ -1,0 +1,330 @@
+"""Keys and values: what may be set, parsed against annotations before anything is imported.
+
+The keyword-only constructor *is* the schema. Annotations are read from source, so an unknown
+key, a wrong type or a value out of range is refused before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional, Union
+
+import annotated_types
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cl.errors import BadValue, ContractError, unknown
+
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Range(annotated_types.GroupedMetadata):
+    """Bounds of a number: `Annotated[int, Range(min=1)]`; above/below exclude the bound."""
+
+    min: float | None = None
+    max: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __iter__(self) -> Iterator[annotated_types.BaseMetadata]:
+        if self.min is not None:
+            yield annotated_types.Ge(self.min)
+        if self.max is not None:
+            yield annotated_types.Le(self.max)
+        if self.above is not None:
+            yield annotated_types.Gt(self.above)
+        if self.below is not None:
+            yield annotated_types.Lt(self.below)
+
+    def __str__(self) -> str:
+        bounds = {"≥": self.min, "≤": self.max, ">": self.above, "<": self.below}
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None)
+
+
+@dataclass(frozen=True)
+class Param:
+    """One key: name, annotation, default (REQUIRED if none), description with its [unit]."""
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str = ""
+
+
+@dataclass(frozen=True)
+class Train:
+    """How experiences are learned. Streams set defaults; every key can be given.
+
+    Parameters
+        epochs           passes over each experience's training data [epochs]
+        updates          cap on optimizer steps per experience [updates]
+        batch_size       rows per update, before a strategy adds any [rows]
+        accumulate       micro-batches that one batch is split into [1]
+        optimizer        sgd, adam or adamw
+        lr               learning rate at the start of each experience [1]
+        momentum         momentum of sgd [1]
+        weight_decay     L2 penalty (sgd, adam) or decoupled decay (adamw) [1]
+        schedule         learning rate over each experience: constant, linear or cosine to 0
+        warmup           updates of linear warm-up at each experience's start [updates]
+        clip             largest gradient norm, after strategies changed gradients [1]
+        precision        float32, or bf16 autocast in the forward pass
+        augment          random changes of training images: crop, flip
+        reset_optimizer  forget momentum and moments at each experience's start
+    """
+
+    epochs: Annotated[int, Range(min=1)] = 10
+    updates: Annotated[int, Range(min=1)] | None = None
+    batch_size: Annotated[int, Range(min=1)] = 32
+    accumulate: Annotated[int, Range(min=1)] = 1
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Range(above=0)] = 0.05
+    momentum: Annotated[float, Range(min=0, below=1)] = 0.9
+    weight_decay: Annotated[float, Range(min=0)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: Annotated[int, Range(min=0)] = 0
+    clip: Annotated[float, Range(above=0)] | None = None
+    precision: Literal["float32", "bf16"] = "float32"
+    augment: list[Literal["crop", "flip"]] = ()
+    reset_optimizer: bool = False
+
+
+@dataclass(frozen=True)
+class Eval:
+    """When and on what scores are taken, besides the end of every experience.
+
+    Parameters
+        every       evaluate after every so many updates too [updates]
+        past        past evals that are scored: all, own (none), sample:K (K drawn each time)
+        batch_size  rows per forward pass [rows]
+    """
+
+    every: Annotated[int, Range(min=1)] | None = None
+    past: Annotated[str, annotated_types.Predicate(lambda s: bool(_PAST.fullmatch(s)))] = "all"
+    batch_size: Annotated[int, Range(min=1)] = 512
+
+
+@dataclass(frozen=True)
+class Top:
+    """Keys without a prefix.
+
+    Parameters
+        seed     seed of everything random; stream.seed follows it unless given
+        device   auto takes cuda, else mps, else cpu; also cuda:1 and the like
+        threads  CPU threads of torch; results are repeatable at equal threads [threads]
+        out      folder that runs are written into
+        model    name of the model; its own keys are model.*
+        probes   measurements taken after every experience, by name
+    """
+
+    seed: Annotated[int, Range(min=0)] = 0
+    device: str = "auto"
+    threads: Annotated[int, Range(min=1)] = 1
+    out: str = "runs"
+    model: str | None = None
+    probes: list[str] = ()
+
+
+_PAST = re.compile(r"all|own|sample:[1-9][0-9]*")
+SCHEMAS = {"run": Top, "train": Train, "eval": Eval}
+
+
+def params_of_schema(schema: type) -> dict[str, Param]:
+    """The keys of one of the dataclasses above."""
+    hints = typing.get_type_hints(schema, include_extras=True)
+    docs = parameter_docs(schema.__doc__)
+    return {
+        f.name: Param(
+            f.name,
+            hints[f.name],
+            f.default if f.default is not MISSING else REQUIRED,
+            docs.get(f.name, ""),
+        )
+        for f in fields(schema)
+    }
+
+
+def params_of_source(node: ast.AST, doc: str, where: str) -> dict[str, Param]:
+    """The keyword-only parameters of a function, or of a class's `__init__`, from its source."""
+    function = node
+    if isinstance(node, ast.ClassDef):
+        function = next(
+            (f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None
+        )
+        if function is None:
+            return {}
+    docs = parameter_docs(doc)
+    params = {}
+    for arg, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        annotation = _evaluate(arg.annotation) if arg.annotation is not None else Any
+        value = REQUIRED
+        if default is not None:
+            try:
+                value = ast.literal_eval(default)
+            except ValueError as error:
+                raise ContractError(
+                    f"{where}: the default of {arg.arg!r} must be a literal, "
+                    f"got {ast.unparse(default)}"
+                ) from error
+        params[arg.arg] = Param(arg.arg, annotation, value, docs.get(arg.arg, ""))
+    return params
+
+
+def parameter_docs(doc: str | None) -> dict[str, str]:
+    """`{name: description}` from the "Parameters" block of a docstring."""
+    docs, lines = {}, (doc or "").splitlines()
+    starts = [k for k, line in enumerate(lines) if re.match(r"\s*Parameters\b", line)]
+    if not starts:
+        return docs
+    indent = len(lines[starts[0]]) - len(lines[starts[0]].lstrip())
+    name = None
+    for line in lines[starts[0] + 1 :]:
+        if line.strip() and len(line) - len(line.lstrip()) <= indent:
+            break
+        match = re.match(r"\s*([A-Za-z_]\w*)\s{2,}(\S.*)", line)
+        if match:
+            name = match[1]
+            docs[name] = match[2].strip()
+        elif name and line.strip():
+            docs[name] += " " + line.strip()
+    return docs
+
+
+def parse(key: str, value: Any, annotation: Any) -> Any:
+    """`value`, text from the command line or a Python object, as what `annotation` asks for.
+
+    Raises BadValue naming the key, what was given and what is allowed.
+    """
+    if isinstance(annotation, str):
+        raise ContractError(
+            f"{key}: annotation {annotation!r} can't be parsed from text; use int, float, str, "
+            "bool, Literal, list or Annotated[..., Range(...)]"
+        )
+    candidate = value
+    if isinstance(value, str):
+        empty = value.strip().lower() in ("none", "null")
+        if empty and allows_none(annotation):
+            return None
+        if annotation is Any:
+            candidate = _literal(value)
+        elif _list_item(annotation) is not None and not _is_text(annotation, value):
+            candidate = [] if empty else [p.strip() for p in value.split(",") if p.strip()]
+    if isinstance(value, bool) and not _mentions(annotation, bool) and annotation is not Any:
+        raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}")
+    try:
+        adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
+        parsed = adapter.validate_python(candidate)
+    except ValidationError as error:
+        raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}") from error
+    if isinstance(parsed, Path):  # absolute, so that a recipe can be run from anywhere
+        return str(parsed.expanduser().absolute())
+    return list(parsed) if isinstance(parsed, tuple) else parsed
+
+
+def parse_all(prefix: str, given: dict[str, Any], params: dict[str, Param], owner: str) -> dict:
+    """Parse every given key of one prefix; an unknown key raises UnknownName."""
+    parsed = {}
+    for name, value in given.items():
+        if name not in params:
+            raise unknown(f"key {prefix}{name}:", name, params, f" for {owner}")
+        parsed[name] = parse(prefix + name, value, params[name].annotation)
+    return parsed
+
+
+def type_name(annotation: Any) -> str:
+    """An annotation in words: `int ≥ 1`, `one of svm, fc`, `list of int, separated by commas`."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:
+        return "any value"
+    if origin is Annotated:
+        bounds = [str(extra) for extra in args[1:] if isinstance(extra, Range)]
+        if any(isinstance(extra, annotated_types.Predicate) for extra in args[1:]):
+            return "all, own or sample:K"
+        return " ".join([type_name(args[0]), *bounds])
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args)) if len(args) > 1 else str(args[0])
+    if origin in (list, tuple):
+        return f"a list of {type_name(args[0])} (separated by commas)"
+    if origin is Union or isinstance(annotation, type(int | str)):
+        return " or ".join(type_name(arg) for arg in args)
+    if annotation is type(None):
+        return "none"
+    if isinstance(annotation, str):
+        return annotation
+    return {str: "text", bool: "true or false", Path: "a path"}.get(annotation) or annotation.__name__
+
+
+def allows_none(annotation: Any) -> bool:
+    """Whether `none` is a value of `annotation`."""
+    return annotation is Any or _mentions(annotation, type(None))
+
+
+def show(value: Any) -> str:
+    """A value as one would write it on the command line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(show, value))
+    return str(value)
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return kind is bool and any(isinstance(arg, bool) for arg in args)
+    return annotation is kind or any(_mentions(arg, kind) for arg in args)
+
+
+def _list_item(annotation: Any) -> Any | None:
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (list, tuple):
+        return args[0]
+    for arg in args if origin is not Literal else ():
+        item = _list_item(arg)
+        if item is not None:
+            return item
+    return None
+
+
+def _is_text(annotation: Any, value: str) -> bool:
+    """Whether `value` is one of the words that `annotation` allows beside a list."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return value in args
+    if origin in (list, tuple):
+        return False
+    return annotation is str or any(_is_text(arg, value) for arg in args)
+
+
+def _literal(value: str) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+
+
+_NAMES = {
+    "Annotated": Annotated,
+    "Any": Any,
+    "Literal": Literal,
+    "Optional": Optional,
+    "Path": Path,
+    "Range": Range,
+    "None": None,
+    **{kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict)},
+}
+
+
+def _evaluate(node: ast.expr) -> Any:
+    """An annotation's value; names that are not part of the schema language stay text."""
+    source = ast.unparse(node)
+    try:
+        return eval(source, {"__builtins__": {}}, _NAMES)  # noqa: S307 - names above only
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return source

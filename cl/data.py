@@ -1,0 +1,124 @@
+"""Tables: columns of equal length that live on one device, and views of their rows.
+
+A batch is an index draw. Experiences and evals are views of one pool, so a stream is held once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Column(Protocol):
+    """What stands in for a tensor where the rows do not fit into memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor) -> Tensor: ...
+    def to(self, device: torch.device) -> Column: ...
+
+
+class Table:
+    """Columns of equal length, seen through an optional row index.
+
+    columns: {name: tensor [N, ...] or Column}; "x" inputs and "y" int64 labels for vision.
+    index: int64 [n], rows of the columns; None means all of them in order.
+    """
+
+    def __init__(self, columns: Mapping[str, Tensor | Column], index: Tensor | None = None):
+        self.columns = dict(columns)
+        self.index = index
+        lengths = {name: len(column) for name, column in self.columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns must have equal length, got {lengths}")
+        self._n = len(index) if index is not None else next(iter(lengths.values()), 0)
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def device(self) -> torch.device:
+        """Where the labels, and with them the batches, live."""
+        return self.columns["y"].device
+
+    def rows(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows at positions `index` (int64 [B]) of this view, column by column."""
+        if self.index is not None:
+            index = self.index[index]
+        return {name: _take(column, index) for name, column in self.columns.items()}
+
+    def column(self, name: str) -> Tensor:
+        """One whole column of this view."""
+        column = self.columns[name]
+        if self.index is not None:
+            return _take(column, self.index)
+        return column if isinstance(column, Tensor) else _take(column, torch.arange(len(self)))
+
+    def select(self, index: Tensor) -> Table:
+        """The view that holds the rows at positions `index` of this one."""
+        return Table(self.columns, index if self.index is None else self.index[index])
+
+    def to(self, device: torch.device) -> Table:
+        """This table on another device (a pool shared by many views: see Stream.to)."""
+        index = None if self.index is None else self.index.to(device)
+        return Table({name: column.to(device) for name, column in self.columns.items()}, index)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this view's rows, as stored."""
+        return sum(
+            len(self) * _row_elements(column) * column.dtype.itemsize
+            for column in self.columns.values()
+        )
+
+    @staticmethod
+    def concat(tables: list[Table]) -> Table:
+        """All rows of `tables` in order: a view if they share their columns, else a copy."""
+        first = tables[0]
+        same = all(
+            table.columns.keys() == first.columns.keys()
+            and all(table.columns[name] is first.columns[name] for name in first.columns)
+            for table in tables
+        )
+        if same:
+            return Table(first.columns, torch.cat([table._positions() for table in tables]))
+        names = first.columns.keys()
+        return Table({name: torch.cat([t.column(name) for t in tables]) for name in names})
+
+    def _positions(self) -> Tensor:
+        return torch.arange(len(self), device=self.device) if self.index is None else self.index
+
+
+class Batches:
+    """One experience's minibatches as index draws; each `iter` is one shuffled epoch.
+
+    Yields int64 [B] positions into `table`; the last batch may be smaller, none is dropped.
+    """
+
+    def __init__(self, table: Table, batch_size: int, generator: torch.Generator):
+        self.table, self.batch_size, self.generator = table, batch_size, generator
+
+    def __len__(self) -> int:
+        return -(-len(self.table) // self.batch_size)
+
+    def __iter__(self):
+        order = torch.randperm(len(self.table), generator=self.generator)
+        return iter(order.to(self.table.device).split(self.batch_size))
+
+
+def _take(column: Tensor | Column, index: Tensor) -> Tensor:
+    if isinstance(column, Tensor):
+        return torch.index_select(column, 0, index)
+    return column[index]
+
+
+def _row_elements(column: Tensor | Column) -> int:
+    n = 1
+    for size in column.shape[1:]:
+        n *= size
+    return n

@@ -1,0 +1,141 @@
+"""What a person sees: a progress bar while a run goes on, its table when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from cl.loop import Loop
+
+WIDE = 10  # evals that the full accuracy matrix is shown for
+WIDTH = 120  # columns where the output is no terminal
+
+
+def console(file=None) -> Console:
+    """The console of the command line; wide enough for tables where there is no terminal."""
+    out = Console(file=file, highlight=False, soft_wrap=False)
+    return out if out.is_terminal else Console(file=file, width=WIDTH, highlight=False)
+
+
+class Display:
+    """A progress bar on a terminal; one line per experience where the output is no terminal."""
+
+    def __init__(self, stream_length: int, updates: list[int]):
+        self.out = console(sys.stderr)
+        self.updates, self.n = updates, stream_length
+        self.before = self.index = 0
+        self.next_tick = 0.0
+        self.mean_loss: float | None = None
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} updates"),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.out,
+            transient=True,
+            disable=not self.out.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=max(1, sum(updates)), loss="")
+        self.bar.start()
+
+    def tick(self, loop: Loop) -> None:
+        """After every update; draws at most ten times a second."""
+        now = time.perf_counter()
+        if now < self.next_tick:
+            return
+        self.next_tick = now + 0.1
+        done = self.before + loop.clock.train_exp_iterations
+        left = loop.exp_updates - loop.clock.train_exp_iterations
+        rest = sum(self.updates[loop.experience.index + 1 :])
+        loss = "" if self.mean_loss is None else f"loss {self.mean_loss:.3f}"
+        title = f"experience {loop.experience.index + 1}/{self.n}"
+        self.bar.update(
+            self.task, completed=done, total=done + left + rest, description=title, loss=loss
+        )
+
+    def loss(self, value: float) -> None:
+        """The latest mean loss."""
+        self.mean_loss = value
+
+    def experience(self, loop: Loop, results: dict) -> None:
+        """An experience has been learned and scored."""
+        self.before += loop.clock.train_exp_iterations
+        i = loop.experience.index
+        if not self.out.is_terminal:
+            seen = _number(results["metrics"]["seen_accuracy"][i])
+            self.out.print(f"experience {i + 1}/{self.n} {loop.experience.name}: seen {seen}")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+
+def show_results(results: dict, folder: str, out_folder: str) -> None:
+    """The table of a run and where its curves are."""
+    out = console()
+    m, cost = results["metrics"], results["cost"]
+    out.print()
+    out.print(_table(results))
+    finals = [
+        ("average accuracy", _number(m["average_accuracy"])),
+        ("average incremental accuracy", _number(m["average_incremental_accuracy"])),
+        ("forgetting", _number(m["forgetting"])),
+        ("backward transfer", _number(m["backward_transfer"])),
+    ]
+    if m["min_acc"] is not None:
+        finals += [("min-ACC", _number(m["min_acc"])), ("WC-ACC", _number(m["wc_acc"]))]
+    out.print("  ".join(f"{name} [bold]{value}[/]" for name, value in finals))
+    out.print(
+        f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
+        f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "
+        f"{_bytes(cost['stored_bytes'])} stored between experiences"
+    )
+    out.print()
+    out.print(f"results  {folder}/results.json", soft_wrap=True)
+    out.print(f"curves   tensorboard --logdir {out_folder}", soft_wrap=True)
+
+
+def _table(results: dict) -> Table:
+    m, evals, n = results["metrics"], results["evals"], len(results["experiences"])
+    wide = len(evals) <= WIDE
+    score = results["score"].replace("_", " ")
+    title = f"{results['stream']} · {results['strategy']} · seed {results['seed']}: test {score}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("after learning", no_wrap=True)
+    for e in evals if wide else []:
+        table.add_column(Text(_short(e["name"])), justify="right", max_width=12, overflow="fold")
+    for name in ("new", "past", "seen", "stability"):
+        table.add_column(name, justify="right", style="cyan")
+    for i in range(len(results["R"])):
+        cells = [_number(v, blank="·") for v in results["R"][i]] if wide else []
+        curves = ("plasticity", "past_accuracy", "seen_accuracy", "stability")
+        cells += [_number(m[name][i]) for name in curves]
+        if wide or n <= 30 or i % -(-n // 30) == 0 or i == n - 1:
+            table.add_row(Text(f"{i} {_short(results['experiences'][i]['name'])}"), *cells)
+    return table
+
+
+def _short(name: str) -> str:
+    return name.partition("_")[2] or name
+
+
+def _number(value: float | None, blank: str = "–") -> str:
+    return blank if value is None else f"{value:.3f}"
+
+
+def _bytes(n: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if n < 1024:
+            return f"{n:,.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1024
+    return f"{n:.1f} GiB"

@@ -1,0 +1,176 @@
+"""Scores: every eval in one pass over concatenated rows, test and validation together.
+
+Class-incremental prediction is the argmax over all classes seen so far; `within` masks the same
+scores to the eval's own classes, which takes head bias out of the number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cl.data import Table
+from cl.errors import ShapeMismatch
+from cl.seeding import frozen
+from cl.stream import Eval
+
+if TYPE_CHECKING:
+    from cl.loop import Loop
+
+
+@dataclass
+class InferenceBatch:
+    """What inference may see: inputs [B, ...], and task labels [B] if the scenario gives them."""
+
+    x: Tensor
+    task_label: Tensor | None = None
+
+
+@dataclass
+class Scores:
+    """One evaluation; None where undefined, the reason under the eval's position.
+
+    test, val, within: [J] shares of right answers.
+    """
+
+    test: list[float | None]
+    val: list[float | None]
+    within: list[float | None]
+    undefined: dict[int, str]
+
+
+class Evaluator:
+    """Scores the evals of a loop's stream without changing model or random state."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+        self.one_by_one = bool(loop.hooks["before_eval_exp"] or loop.hooks["after_eval_exp"])
+        self._joined: dict[tuple[int, ...], list[_Pass]] = {}
+
+    def score(self, kind: str) -> Scores:
+        """Score all evals that have a meaning now; `kind` is untrained, periodic, experience."""
+        loop = self.loop
+        undefined = self._undefined(kind)
+        chosen = [j for j in range(len(loop.stream.evals)) if j not in undefined]
+        blank: list[float | None] = [None] * len(loop.stream.evals)
+        scores = Scores(list(blank), list(blank), list(blank), undefined)
+        if not chosen:
+            return scores
+        with frozen(loop.model):
+            loop.fire("before_eval")
+            for group in [[j] for j in chosen] if self.one_by_one else [chosen]:
+                loop.fire("before_eval_exp")
+                self._score_group(tuple(group), scores)
+                loop.fire("after_eval_exp")
+            loop.fire("after_eval")
+        return scores
+
+    def _undefined(self, kind: str) -> dict[int, str]:
+        loop, undefined = self.loop, {}
+        seen = loop.seen_classes
+        index = loop.experience.index if loop.experience is not None else -1
+        for j, e in enumerate(loop.stream.evals):
+            if max(e.classes) >= seen:
+                undefined[j] = "its classes have not been seen: the head has no column for them"
+            elif kind == "untrained" and "predict" in loop._claims:
+                undefined[j] = "nothing has been learned: prediction does not use the model"
+            elif loop.no_score:
+                undefined[j] = loop.no_score
+        past = [j for j, e in enumerate(loop.stream.evals) if j not in undefined and
+                index not in e.learned_at and index >= 0]
+        for j in set(past) - set(self._past(past)):
+            undefined[j] = f"not scored: eval.past={loop.eval.past}"
+        return undefined
+
+    def _past(self, past: list[int]) -> list[int]:
+        mode, _, k = self.loop.eval.past.partition(":")
+        if mode == "all":
+            return past
+        if mode == "own":
+            return []
+        order = torch.randperm(len(past), generator=self.loop.rng("eval.past"))
+        return [past[p] for p in order[: int(k)].tolist()]
+
+    def _score_group(self, group: tuple[int, ...], scores: Scores) -> None:
+        if group not in self._joined:
+            self._joined = {} if len(self._joined) > 8 else self._joined
+            self._joined[group] = self._passes(group)
+        loop = self.loop
+        seen = loop.seen_classes
+        own = self._own_classes(seen)
+        right: list[Tensor] = []
+        tags: list[Tensor] = []
+        for part in self._joined[group]:
+            order = torch.arange(len(part.table), device=part.table.device)
+            for index in order.split(loop.eval_mb_size):
+                right.append(self._batch(part, index, own, seen))
+                tags.append(part.tags[index])
+        answers = torch.cat(right).cpu()  # [n, 2]: right, right within own classes
+        self._count(answers, torch.cat(tags).cpu(), scores)
+
+    def _batch(self, part: _Pass, index: Tensor, own: Tensor, seen: int) -> Tensor:
+        loop = self.loop
+        rows = part.table.rows(index)
+        loop.mb_x, loop.mb_y = loop.prepared(rows["x"]), rows["y"]
+        loop.mb_task_id = part.task_labels[index] if part.task_labels is not None else None
+        loop.fire("before_eval_iteration")
+        loop.fire("before_eval_forward")
+        loop.mb_output = loop.predict(InferenceBatch(loop.mb_x, loop.mb_task_id))
+        loop.fire("after_eval_forward")
+        output = loop.mb_output
+        if output.dim() != 2 or len(output) != len(index) or output.shape[1] < seen:
+            raise ShapeMismatch(
+                f"predictions must be [B={len(index)}, C>={seen}], got {tuple(output.shape)}"
+            )
+        output = output[:, :seen]  # only classes seen so far can be answered
+        within = output.masked_fill(~own[part.tags[index] // 2], float("-inf"))
+        right = torch.stack([output.argmax(1) == loop.mb_y, within.argmax(1) == loop.mb_y], 1)
+        loop.fire("after_eval_iteration")
+        return right
+
+    def _own_classes(self, seen: int) -> Tensor:
+        own = torch.zeros(len(self.loop.stream.evals), seen, dtype=torch.bool)
+        for j, e in enumerate(self.loop.stream.evals):
+            own[j, [c for c in e.classes if c < seen]] = True
+        return own.to(self.loop.device)
+
+    def _passes(self, group: tuple[int, ...]) -> list[_Pass]:
+        """Test and validation rows of the evals, joined; one pass per pool they lie in."""
+        evals = self.loop.stream.evals
+        pieces = [(2 * j, evals[j], evals[j].test) for j in group]
+        pieces += [(2 * j + 1, evals[j], evals[j].val) for j in group if evals[j].val is not None]
+        pools: dict[int, list] = {}
+        for piece in pieces:
+            pools.setdefault(id(piece[2].columns["x"]), []).append(piece)
+        return [_Pass.join(pool) for pool in pools.values()]
+
+    def _count(self, answers: Tensor, tags: Tensor, scores: Scores) -> None:
+        for tag in tags.unique().tolist():
+            share = answers[tags == tag].double().mean(0).tolist()
+            j, is_val = divmod(tag, 2)
+            if is_val:
+                scores.val[j] = share[0]
+            else:
+                scores.test[j], scores.within[j] = share
+
+
+@dataclass
+class _Pass:
+    """Rows scored together; tags [n] = 2 * eval + (1 if validation)."""
+
+    table: Table
+    tags: Tensor
+    task_labels: Tensor | None
+
+    @staticmethod
+    def join(pieces: list[tuple[int, Eval, Table]]) -> _Pass:
+        table = Table.concat([piece[2] for piece in pieces])
+        tags = torch.cat([torch.full((len(t),), tag) for tag, _, t in pieces])
+        labels = None
+        if all(e.task_label is not None for _, e, _ in pieces):
+            labels = torch.cat([torch.full((len(t),), e.task_label) for _, e, t in pieces])
+            labels = labels.to(table.device)
+        return _Pass(table, tags.to(table.device), labels)

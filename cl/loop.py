@@ -1,0 +1,500 @@
+"""The loop: experience > epoch > minibatch > hooks.
+
+Hook names, their order and the attribute names are those of Avalanche's supervised templates
+(avalanche-lib 0.6.0); the code is our own. One update is one optimizer step. Evaluations and
+checkpoints fall between updates and change neither weights nor random state.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cl.buffers import Buffer
+from cl.config import Eval as EvalConfig
+from cl.config import Train
+from cl.data import Table
+from cl.errors import BadValue, ContractError, NonFinite
+from cl.evaluation import Evaluator, InferenceBatch
+from cl.models import grow
+from cl.objectives import Objective
+from cl.optim import Synchroniser, build, lr_factor
+from cl.registry import find
+from cl.seeding import frozen, generator
+from cl.strategy import CLAIMS, HOOKS, Strategy
+from cl.stream import Experience, Stream
+
+CHECK_EVERY = 50  # updates between two looks at the losses: one device synchronisation each
+
+
+@dataclass
+class Clock:
+    """Counts, under Avalanche's names; `train_iterations` is the number of updates so far."""
+
+    train_iterations: int = 0
+    train_exp_counter: int = 0
+    train_exp_epochs: int = 0
+    train_exp_iterations: int = 0
+    train_epoch_iterations: int = 0
+
+
+class Loop:
+    """Runs strategies over a stream.
+
+    Everything here may be read by a strategy; what it may write is said at the hooks
+    (`cl/strategy.py`). `observer` gets `scores(loop, kind)` after every evaluation,
+    `losses(loop, means)` every CHECK_EVERY updates and `tick(loop)` after every update.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: Stream,
+        strategies: list[Strategy],
+        model: nn.Module,
+        objective: Objective,
+        train: Train,
+        evaluation: EvalConfig,
+        seed: int,
+        device: torch.device,
+        observer=None,
+    ):
+        self.stream, self.plugins, self.train, self.eval = stream, strategies, train, evaluation
+        self.seed, self.device, self.observer = seed, device, observer
+        self.buffers: dict[str, Buffer] = {}
+        self.clock = Clock()
+        self.generators: dict[str, torch.Generator] = {}
+        self.samples_seen = 0
+        self.trained: dict[str, int] = {}
+        self.is_training = False
+        self.train_epochs, self.train_mb_size = train.epochs, train.batch_size
+        self.eval_mb_size = evaluation.batch_size
+        self.experience: Experience | None = None
+        self.adapted_dataset: Table | None = None
+        self.dataloader = None
+        self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
+        self.mb_share = 1.0
+        self.no_score: str | None = None
+        self._loss: Tensor | None = None
+        self._stop = False
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._model = model.to(device)
+        self._claims = claims_of(strategies)
+        self.hooks = hooks_of(strategies)
+        self.objective = self._claimed("objective", objective, self)
+        self._criterion: Callable = getattr(self.objective, "criterion", None)
+        self._evaluator = Evaluator(self)
+        self._watch = _LossWatch(self)
+
+    # -- what strategies use -------------------------------------------------------------------
+
+    @property
+    def model(self) -> nn.Module:
+        """The model; assigning another one brings the optimizer into step with it."""
+        return self._model
+
+    @model.setter
+    def model(self, model: nn.Module) -> None:
+        self._model = model.to(self.device)
+        if self._optimizer is not None:
+            self._synchroniser.sync(self._model)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer; it exists from the first experience on."""
+        return self._optimizer
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of this micro-batch; `loop.loss += value` is logged as `other`."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, value: Tensor) -> None:
+        self._loss = value
+
+    @property
+    def mbatch(self) -> list:
+        """Avalanche's view of the minibatch: [x, y, task labels]."""
+        return [self.mb_x, self.mb_y, self.mb_task_id]
+
+    @property
+    def criterion(self) -> Callable:
+        """Avalanche's name for the objective's criterion(output, y)."""
+        return self._criterion
+
+    @property
+    def seen_classes(self) -> int:
+        """Classes up to and including the current experience; they are 0..n-1."""
+        return self.stream.seen_classes(self.experience.index if self.experience else 0)
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a named term to the loss; its mean is logged as `train/loss_<name>`."""
+        if value.dim():
+            raise ContractError(f"loss term {name!r} must be a scalar, got {tuple(value.shape)}")
+        self._loss = self._loss + value
+        self._watch.term(name, value)
+
+    def append_rows(self, rows: dict[str, Tensor]) -> None:
+        """Add raw rows (as a buffer draws them) to this micro-batch, augmented like its own."""
+        x, y, task_id = self.mb_x, self.mb_y, self.mb_task_id
+        self._load({name: column.to(self.device) for name, column in rows.items()})
+        self.mb_x = torch.cat([x, self.mb_x])
+        self.mb_y = torch.cat([y, self.mb_y])
+        if task_id is not None:
+            self.mb_task_id = torch.cat([task_id, self.mb_task_id])
+
+    def rng(self, name: str) -> torch.Generator:
+        """The component's own generator (CPU), derived from (seed, name), checkpointed."""
+        if name not in self.generators:
+            self.generators[name] = generator(self.seed, name)
+        return self.generators[name]
+
+    def buffer(self, name: str, capacity: int, policy: str) -> Buffer:
+        """The shared buffer of that name, made on first use. Raises BadValue on a mismatch."""
+        held = self.buffers.setdefault(name, Buffer(capacity, policy))
+        if (held.capacity, held.policy) != (capacity, policy):
+            raise BadValue(
+                f"buffer {name!r} is shared: {held.policy} of {held.capacity} rows and "
+                f"{policy} of {capacity} rows were asked for"
+            )
+        return held
+
+    def snapshot(self) -> nn.Module:
+        """A frozen copy of the model in evaluation mode."""
+        return copy.deepcopy(self._model).eval().requires_grad_(False)
+
+    def inputs(self, table: Table) -> Iterator[tuple[Tensor, Tensor]]:
+        """(x, y) batches of a table in order, prepared as for evaluation; counted as samples."""
+        order = torch.arange(len(table), device=table.device)
+        for index in order.split(self.eval_mb_size):
+            rows = table.rows(index)
+            self.samples_seen += len(index)
+            yield self.prepared(rows["x"]), rows["y"]
+
+    def features(self, table: Table) -> Tensor:
+        """Backbone features [N, D] of a table, in evaluation mode, without gradients."""
+        with frozen(self._model):
+            return torch.cat([self._model.features(x) for x, _ in self.inputs(table)])
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Raw inputs as model inputs, without augmentation."""
+        return x if self.stream.transform is None else self.stream.transform(x)
+
+    def skip_score(self, reason: str) -> None:
+        """Leave the current experience's row of scores undefined, with a reason."""
+        self.no_score = reason
+
+    def stop_training(self) -> None:
+        """End the current experience's training after the running update or epoch."""
+        self._stop = True
+
+    def predict(self, batch: InferenceBatch) -> Tensor:
+        """Scores [B, C] by the claimant of `predict`, else by the objective."""
+        owner = self._claims.get("predict")
+        return owner.predict(self, batch) if owner else self.objective.predict(self, batch)
+
+    # -- the run ---------------------------------------------------------------------------------
+
+    def run(self, start: int = 0) -> None:
+        """Learn experiences `start`.. in order, scoring and checkpointing after each."""
+        if start == 0:
+            self.grow_to(self.stream.seen_classes(0))
+            self._score("untrained")
+            self.is_training = True
+            self.fire("before_training")
+        for experience in self.stream.experiences[start:]:
+            self.no_score = None
+            self._learn(experience)
+            if experience is self.stream.experiences[-1]:
+                self.fire("after_training")
+            self.is_training = False
+            self._watch.flush(weights=True)
+            self._score("experience")
+            self.clock.train_exp_counter += 1
+
+    def grow_to(self, n_classes: int) -> None:
+        """Make the head at least `n_classes` wide."""
+        owner = self._claims.get("grow")
+        owner.grow(self._model, n_classes) if owner else grow(
+            self._model, n_classes, self.rng(f"head_{n_classes}")
+        )
+        self._model.to(self.device)
+
+    def fire(self, name: str) -> None:
+        """Call one hook of every strategy that overrides it, in order."""
+        for hook in self.hooks[name]:
+            hook(self)
+
+    def prepare_optimizer(self) -> None:
+        """Build the optimizer if there is none, else bring it into step with the model."""
+        reset = self.train.reset_optimizer and "optimizer" not in self._claims
+        if self._optimizer is None or reset:
+            owner = self._claims.get("optimizer")
+            self._optimizer = owner.optimizer(self) if owner else build(self._model, self.train)
+            self._synchroniser = Synchroniser(self._optimizer, self._model)
+        self._synchroniser.sync(self._model)
+
+    def measure(self, probe: str) -> dict[str, float]:
+        """A probe's numbers for the model as it is; changes nothing."""
+        with frozen(self._model):
+            return find("probes", probe).load()(self._model, self.experience)
+
+    def optimizer_state(self) -> dict | None:
+        """Optimizer state by parameter name and the groups' settings, for the checkpoint."""
+        if self._optimizer is None:
+            return None
+        groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for group in self._optimizer.param_groups
+        ]
+        return {"state": self._synchroniser.state(), "groups": groups}
+
+    def restore(self, state: dict) -> None:
+        """Continue from a checkpoint's state; the model's weights are in place already."""
+        self.clock = Clock(**state["clock"])
+        self.samples_seen, self.trained = state["samples_seen"], state["trained"]
+        self.generators = state["generators"]
+        self.buffers = {name: Buffer.from_state(b) for name, b in state["buffers"].items()}
+        for strategy, saved in zip(self.plugins, state["strategies"], strict=True):
+            vars(strategy).update(saved)
+        self.experience = self.stream.experiences[state["next_experience"] - 1]
+        if state["optimizer"] is not None:
+            self.prepare_optimizer()
+            self._synchroniser.load_state(state["optimizer"]["state"])
+            groups = zip(self._optimizer.param_groups, state["optimizer"]["groups"], strict=True)
+            for group, saved in groups:
+                group.update(saved)
+
+    def _learn(self, experience: Experience) -> None:
+        self.experience, self.is_training, self._stop = experience, True, False
+        clock = self.clock
+        clock.train_exp_epochs = clock.train_exp_iterations = 0
+        self.fire("before_train_dataset_adaptation")
+        self.adapted_dataset = self._claimed("data", experience.train, self, experience)
+        self.fire("after_train_dataset_adaptation")
+        table = self.adapted_dataset
+        self.dataloader = None if table is None else self.objective.batches(self, table)
+        self.grow_to(self.seen_classes)
+        self.prepare_optimizer()
+        self.fire("before_training_exp")
+        self._synchroniser.sync(self._model)
+        if table is not None:
+            self.trained.update({n: p.numel() for n, p in _trainable(self._model)})
+            self._train_epochs()
+        self.fire("after_training_exp")
+        self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
+        self._loss = None
+
+    @property
+    def exp_updates(self) -> int:
+        """Updates planned for the current experience."""
+        if self.dataloader is None:
+            return 0
+        planned = self.train_epochs * len(self.dataloader)
+        return min(planned, self.train.updates or planned)
+
+    def _train_epochs(self) -> None:
+        self._model.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        self._total = self.exp_updates
+        for _ in range(self.train_epochs):
+            if self._stop or self.clock.train_exp_iterations >= self._total:
+                break
+            self.clock.train_epoch_iterations = 0
+            self.fire("before_training_epoch")
+            for index in self.dataloader:
+                self._update(index)
+                if self._stop or self.clock.train_exp_iterations >= self._total:
+                    break
+            self.clock.train_exp_epochs += 1
+            self.fire("after_training_epoch")
+
+    def _update(self, index: Tensor) -> None:
+        """One optimizer step on the rows at positions `index` [B] of the adapted data."""
+        hooks, clock = self.hooks, self.clock
+        self.mb_index = index
+        if hooks["before_training_iteration"]:
+            self.fire("before_training_iteration")
+        self._optimizer.zero_grad()
+        if self.train.accumulate == 1:
+            self._forward_backward(index, len(index))
+        else:
+            for part in index.split(-(-len(index) // self.train.accumulate)):
+                self._forward_backward(part, len(index))
+            self.mb_index = index
+        if hooks["before_update"]:
+            self.fire("before_update")
+        if self.train.clip is not None:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self.train.clip)
+        if self.train.schedule != "constant" or self.train.warmup:
+            factor = lr_factor(self.train, clock.train_exp_iterations, self._total)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+        self._optimizer.step()
+        if hooks["after_update"]:
+            self.fire("after_update")
+        if hooks["after_training_iteration"]:
+            self.fire("after_training_iteration")
+        clock.train_iterations += 1
+        clock.train_exp_iterations += 1
+        clock.train_epoch_iterations += 1
+        self._after_update()
+
+    def _forward_backward(self, index: Tensor, batch_rows: int) -> None:
+        """Add the gradient of a micro-batch, weighted by its share of the batch."""
+        hooks, watch = self.hooks, self._watch
+        self.mb_index, share = index, len(index) / batch_rows
+        self.mb_share = share
+        self._load(self.adapted_dataset.rows(index))
+        if hooks["before_forward"]:
+            self.fire("before_forward")
+        self.samples_seen += len(self.mb_y)
+        with self._autocast():
+            self.mb_output = self.objective.forward(self)
+            if hooks["after_forward"]:
+                self.fire("after_forward")
+            base = self.objective.loss(self)
+        # hooks may add in place, so the logged value of the objective is kept apart
+        self._loss = base.clone() if hooks["before_backward"] else base
+        if hooks["before_backward"]:
+            watch.term(self.objective.name, base)
+            self.fire("before_backward")
+        loss = self._loss if share == 1 else self._loss * share
+        loss.backward()
+        if hooks["after_backward"]:
+            self.fire("after_backward")
+        watch.total(self._loss, share)
+
+    def _after_update(self) -> None:
+        """Between updates: look at losses, show progress, evaluate."""
+        updates = self.clock.train_iterations
+        self._watch.step()
+        if self.observer is not None:
+            self.observer.tick(self)
+        every = self.eval.every
+        # the last update of an experience is scored once, at the experience's end
+        if every and updates % every == 0 and self.clock.train_exp_iterations < self._total:
+            self._watch.flush()
+            self._score("periodic")
+
+    def _score(self, kind: str) -> None:
+        if self.observer is None:
+            return
+        started = time.perf_counter()
+        was_training, self.is_training = self.is_training, False
+        keep = self.mb_x, self.mb_y, self.mb_task_id, self.mb_output
+        scores = self._evaluator.score(kind)
+        self.mb_x, self.mb_y, self.mb_task_id, self.mb_output = keep
+        self.is_training = was_training
+        self.observer.scores(self, kind, scores, time.perf_counter() - started)
+
+    def _claimed(self, claim: str, default, *args):
+        owner = self._claims.get(claim)
+        return getattr(owner, claim)(*args) if owner else default
+
+    def _load(self, rows: dict[str, Tensor]) -> None:
+        self.objective.load(self, rows)
+
+    def _autocast(self):
+        if self.train.precision == "float32":
+            return _NULL
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+class _LossWatch:
+    """Losses as device tensors, read in one synchronisation every CHECK_EVERY updates."""
+
+    def __init__(self, loop: Loop):
+        self.loop = loop
+        self.losses: list[Tensor] = []
+        self.terms: dict[str, list[Tensor]] = {}
+        self.running: Tensor | None = None
+
+    def term(self, name: str, value: Tensor) -> None:
+        value = value.detach()
+        self.terms.setdefault(name, []).append(value if value.dim() == 0 else value.mean())
+        share = self.loop.mb_share
+        if share != 1:
+            self.terms[name][-1] = self.terms[name][-1] * share
+
+    def total(self, loss: Tensor, share: float) -> None:
+        loss = loss.detach() if share == 1 else loss.detach() * share
+        self.running = loss if self.running is None else self.running + loss
+
+    def step(self) -> None:
+        self.losses.append(self.running)
+        self.running = None
+        if len(self.losses) >= CHECK_EVERY:
+            self.flush()
+
+    def flush(self, weights: bool = False) -> None:
+        """Check and report what has come together; `weights` also checks the parameters."""
+        loop = self.loop
+        if self.losses:
+            n = len(self.losses)
+            losses = torch.stack(self.losses)
+            bad = (~torch.isfinite(losses)).nonzero()
+            if len(bad):
+                update = loop.clock.train_iterations - n + int(bad[0]) + 1
+                self._stop(f"loss became {losses[bad[0]].item()}", update)
+            means = {"running_loss": losses.mean().item()}
+            if self.terms:
+                named = {k: torch.stack(v).sum().item() / n for k, v in self.terms.items()}
+                other = means["running_loss"] - sum(named.values())
+                if abs(other) > 1e-6 * max(1.0, abs(means["running_loss"])):
+                    named["other"] = other
+                means |= {f"loss_{name}": value for name, value in named.items()}
+            self.losses, self.terms = [], {}
+            if loop.observer is not None:
+                loop.observer.losses(loop, means)
+        if weights:
+            for name, p in loop.model.named_parameters():
+                if not torch.isfinite(p).all():
+                    self._stop(f"weights {name} are not finite", loop.clock.train_iterations)
+
+    def _stop(self, what: str, update: int) -> None:
+        experience = self.loop.experience
+        raise NonFinite(
+            f"{what} at update {update}, in experience {experience.index} ({experience.name}); "
+            f"try a smaller train.lr (now {self.loop.train.lr:g}) or train.clip=1"
+        )
+
+
+def claims_of(strategies: list[Strategy]) -> dict[str, Strategy]:
+    """Who claims what. Raises BadValue if two strategies claim the same."""
+    owners: dict[str, Strategy] = {}
+    for claim in CLAIMS:
+        claimants = [s for s in strategies if callable(getattr(type(s), claim, None))]
+        if len(claimants) > 1:
+            names = " and ".join(type(s).__name__ for s in claimants)
+            raise BadValue(f"{names} both define {claim}(); only one of them can be used in a run")
+        if claimants:
+            owners[claim] = claimants[0]
+    return owners
+
+
+def hooks_of(strategies: list[Strategy]) -> dict[str, tuple[Callable, ...]]:
+    """For every hook the bound methods that override it, so that no-ops cost nothing."""
+    return {
+        name: tuple(
+            getattr(s, name)
+            for s in strategies
+            if getattr(type(s), name) is not getattr(Strategy, name)
+        )
+        for name in HOOKS
+    }
+
+
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+_NULL = nullcontext()

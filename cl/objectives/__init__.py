@@ -1,0 +1,38 @@
+"""Objectives: what is minimised on which batches, and what counts as a score.
+
+An objective is chosen by the stream's domain, or claimed by a strategy's `objective(loop)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from cl.data import Batches, Table
+
+if TYPE_CHECKING:
+    from cl.loop import Loop
+
+DEFAULTS = {"vision": "cross_entropy"}
+
+
+class Objective(Protocol):
+    """Batches, forward pass, loss and inference of one learning paradigm."""
+
+    name: str
+
+    def batches(self, loop: Loop, table: Table) -> Batches:
+        """One experience's minibatches; each iteration over it is one epoch."""
+
+    def load(self, loop: Loop, rows: dict[str, Tensor]) -> None:
+        """Put raw rows on the loop as `mb_x`, `mb_y`, `mb_task_id`."""
+
+    def forward(self, loop: Loop) -> Tensor:
+        """Model outputs for `loop.mb_x`."""
+
+    def loss(self, loop: Loop) -> Tensor:
+        """Scalar loss of `loop.mb_output` against `loop.mb_y`."""
+
+    def predict(self, loop: Loop, batch) -> Tensor:
+        """Scores [B, C] for `batch.x`; sees `batch.task_label` only if the scenario gives one."""

@@ -1,0 +1,103 @@
+"""The optimizer's upkeep: build it, keep it in step with the model, schedule its rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cl.config import Train
+
+
+def build(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+    """The optimizer that `train.*` asks for, over all parameters (`Synchroniser` trims it)."""
+    params = list(model.parameters())
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            params, train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
+    return kind(params, train.lr, weight_decay=train.weight_decay)
+
+
+class Synchroniser:
+    """Keeps an optimizer holding exactly the model's parameters that require grad.
+
+    A parameter that was replaced by a larger one of the same name (a grown head) keeps the
+    state of its old rows and gets zeros for the new ones; a frozen one loses its state.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module):
+        self.optimizer = optimizer
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.held = [p for group in optimizer.param_groups for p in group["params"]]
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+
+    def sync(self, model: nn.Module) -> None:
+        """Bring the optimizer into step with `model`."""
+        wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        placed = set()
+        for group in self.optimizer.param_groups:
+            kept = []
+            for old in group["params"]:
+                name = self.names.get(id(old))
+                new = wanted.get(name)
+                if new is None or name in placed:
+                    self.optimizer.state.pop(old, None)
+                    continue
+                if new is not old and old in self.optimizer.state:
+                    state = self.optimizer.state.pop(old)
+                    self.optimizer.state[new] = {k: _resized(v, old, new) for k, v in state.items()}
+                kept.append(new)
+                placed.add(name)
+            group["params"] = kept
+        self.optimizer.param_groups[0]["params"] += [
+            p for name, p in wanted.items() if name not in placed
+        ]
+        self.names = {id(p): name for name, p in wanted.items()}
+        self.held = list(wanted.values())  # keeps the ids above from being used again
+
+    def state(self) -> dict[str, dict[str, object]]:
+        """{parameter name: optimizer state}, independent of the order of parameters."""
+        by_id = {name: p for p in self.held if (name := self.names.get(id(p)))}
+        return {
+            name: dict(self.optimizer.state[p])
+            for name, p in by_id.items()
+            if p in self.optimizer.state
+        }
+
+    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+        """Put back what `state` returned."""
+        for p in self.held:
+            name = self.names[id(p)]
+            if name in state:
+                self.optimizer.state[p] = dict(state[name])
+
+
+def _resized(value: object, old: Tensor, new: Tensor) -> object:
+    """Optimizer state of `old` for `new`, whose leading rows are those of `old`."""
+    if not isinstance(value, Tensor) or value.shape != old.shape or value.dim() == 0:
+        return value
+    if old.shape == new.shape:
+        return value
+    grown = torch.zeros(new.shape, dtype=value.dtype, device=value.device)
+    n = min(len(old), len(new))
+    if old.shape[1:] == new.shape[1:]:
+        grown[:n] = value[:n]
+    return grown
+
+
+def lr_factor(train: Train, step: int, total: int) -> float:
+    """Share of the initial learning rate for update `step` (0-based) of `total`.
+
+    Linear warm-up over `train.warmup` updates times the schedule, which ends at 0 just after
+    the last update: linear 1 - s/T, cosine (1 + cos(pi s/T)) / 2.
+    """
+    rise = min(1.0, (step + 1) / (train.warmup + 1)) if train.warmup else 1.0
+    if train.schedule == "linear":
+        return rise * (1 - step / total)
+    if train.schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * step / total)) / 2
+    return rise

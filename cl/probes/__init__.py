@@ -1,0 +1,1 @@
+"""Probes: one measurement per file. A probe reads a model, returns numbers, writes nothing."""

@@ -1,0 +1,273 @@
+"""Plug-ins by name: found by reading source, imported only when used.
+
+A file `strategies/fetril.py` whose top level holds one object decorated with `@register` *is*
+the strategy `fetril`; the same holds for `streams/`, `cl/models/`, `cl/probes/` and
+`cl/objectives/`. Besides these a name may be `path/to/file.py:Object`, `package.module:Object`,
+an entry point of an installed package (groups `cl.strategies`, `cl.streams`, ...), or anything
+decorated with `@register` in the running program.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from cl.config import Param, params_of_source
+from cl.errors import ContractError, DataError, UnknownName, unknown
+
+ROOMS = {
+    "streams": "streams",
+    "strategies": "strategies",
+    "models": "cl.models",
+    "probes": "cl.probes",
+    "objectives": "cl.objectives",
+}
+SINGULAR = {kind: kind[:-1] if kind != "strategies" else "strategy" for kind in ROOMS}
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+_registered: dict[tuple[str, str], object] = {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plug-in that has been found, not imported.
+
+    name: what the command line calls it; slug: its name in folders and key prefixes;
+    module, attr: where the object is; path: the source file, None for objects of the program.
+    """
+
+    kind: str
+    name: str
+    slug: str
+    module: str
+    attr: str
+    path: Path | None
+
+    @property
+    def doc(self) -> str:
+        """The object's documentation: its module's docstring if it fills the file, else its own."""
+        if self.path is None:
+            return getattr(self.load(), "__doc__", None) or ""
+        tree, node = _parsed(self.path, self.attr)
+        own, module = ast.get_docstring(node), ast.get_docstring(tree)
+        return (module or own or "") if self._fills_file(tree) else (own or module or "")
+
+    @property
+    def summary(self) -> str:
+        """The first line of the documentation, without a leading `name: `."""
+        first = self.doc.strip().partition("\n")[0]
+        return re.sub(r"^[\w ]{1,40}: ", "", first)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a strategy declares to need, read from its source."""
+        if self.path is None:
+            return tuple(getattr(self.load(), "needs", ()))
+        _, node = _parsed(self.path, self.attr)
+        for item in getattr(node, "body", []):
+            if isinstance(item, ast.Assign) and any(
+                isinstance(target, ast.Name) and target.id == "needs" for target in item.targets
+            ):
+                return tuple(ast.literal_eval(item.value))
+        return ()
+
+    def params(self) -> dict[str, Param]:
+        """Every keyword the constructor takes: annotation, default, description."""
+        if self.path is None:
+            path = Path(importlib.import_module(self.module).__file__)
+            return params_of_source(_parsed(path, self.attr)[1], self.doc, str(path))
+        return params_of_source(_parsed(self.path, self.attr)[1], self.doc, str(self.path))
+
+    def load(self) -> Callable:
+        """Import the plug-in and return its class or function."""
+        if (self.kind, self.name) in _registered and self.path is None:
+            return _registered[self.kind, self.name]
+        module = _import(self.module, self.path)
+        return getattr(module, self.attr)
+
+    def _fills_file(self, tree: ast.Module) -> bool:
+        public = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) or (_decorated(node) and node.name != self.attr)
+        ]
+        return all(node.name == self.attr for node in public)
+
+
+def register(obj):
+    """Class or function decorator: make a plug-in known by name.
+
+    In a plug-in room the name is the file's; elsewhere the object's own in snake case.
+    Raises ContractError if another object already has the name.
+    """
+    kind = _kind_of(obj)
+    in_room = obj.__module__.rpartition(".")[0] == ROOMS[kind]
+    name = obj.__module__.rpartition(".")[2] if in_room else snake(obj.__name__)
+    if not NAME.fullmatch(name):
+        raise ContractError(f"plug-in name {name!r} must match [a-z][a-z0-9_]*")
+    known = _registered.get((kind, name))
+    taken = known is not None and _identity(known) != _identity(obj)
+    if taken or (not in_room and name in _in_room(kind)):
+        raise ContractError(f"{SINGULAR[kind]} {name!r} is registered twice; rename one of the two")
+    _registered[kind, name] = obj
+    return obj
+
+
+def entries(kind: str) -> dict[str, Entry]:
+    """Every plug-in of a kind that has a name of its own, in alphabetical order."""
+    found = dict(_in_room(kind))
+    for point in entry_points(group=f"cl.{kind}"):
+        module, _, attr = point.value.partition(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            continue
+        if point.name in found:
+            raise ContractError(
+                f"{SINGULAR[kind]} {point.name!r} of {point.value} is registered twice; "
+                "uninstall one of the two packages"
+            )
+        found[point.name] = Entry(kind, point.name, point.name, module, attr, Path(spec.origin))
+    for (registered_kind, name), obj in _registered.items():
+        if registered_kind == kind and name not in found:
+            found[name] = Entry(kind, name, name, obj.__module__, obj.__qualname__, None)
+    return dict(sorted(found.items()))
+
+
+def find(kind: str, name: str) -> Entry:
+    """The plug-in called `name`. Raises UnknownName, DataError or ContractError in one line."""
+    if ":" in name:
+        return _find_located(kind, name)
+    found = entries(kind)
+    if name not in found:
+        hint = f" (see `cl list {kind}`; your own: path/to/file.py:Object)"
+        if name.endswith(".py"):
+            hint = f"; an object in a file is written {name}:Object"
+        raise unknown(SINGULAR[kind], name, found, hint)
+    return found[name]
+
+
+def snake(name: str) -> str:
+    """`MyStrategy` -> `my_strategy`, `FeTrIL` -> `fe_tr_il`."""
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+    return name.lower().strip("_")
+
+
+def _find_located(kind: str, name: str) -> Entry:
+    location, _, attr = name.rpartition(":")
+    path = Path(location).expanduser()
+    if location.endswith(".py") or "/" in location:
+        if not path.is_file():
+            raise DataError(f"{SINGULAR[kind]} {name!r}: no file {location}")
+        path, module = path.resolve(), ""
+    else:
+        try:
+            spec = importlib.util.find_spec(location)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise UnknownName(
+                f"{SINGULAR[kind]} {name!r}: no module {location!r} on the Python path"
+            )
+        path, module = Path(spec.origin), location
+    _parsed(path, attr)  # raises a clear error if the object is missing
+    shown = f"{path}:{attr}" if not module else name
+    return Entry(kind, shown, snake(attr), module or f"cl_user_{path.stem}", attr, path)
+
+
+@cache
+def _in_room(kind: str) -> dict[str, Entry]:
+    package = ROOMS[kind]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    found = {}
+    for folder in spec.submodule_search_locations:
+        for path in sorted(Path(folder).glob("[!_]*.py")):
+            attr = _registered_name(path)
+            if attr:
+                found[path.stem] = Entry(
+                    kind, path.stem, path.stem, f"{package}.{path.stem}", attr, path
+                )
+    return found
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise ContractError(f"{path}:{error.lineno}: {error.msg}") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ContractError(f"{path}: not a Python source file ({error})") from error
+
+
+def _parsed(path: Path, attr: str) -> tuple[ast.Module, ast.AST]:
+    tree = _tree(path)
+    nodes = {
+        node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)
+    }
+    if attr not in nodes:
+        raise unknown("class or function", attr, nodes, f" in {path}")
+    return tree, nodes[attr]
+
+
+def _registered_name(path: Path) -> str | None:
+    names = [node.name for node in _tree(path).body if _decorated(node)]
+    if len(names) > 1:
+        raise ContractError(f"{path} registers {', '.join(names)}; one plug-in per file")
+    return names[0] if names else None
+
+
+def _decorated(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef | ast.FunctionDef) and any(
+        isinstance(decorator, ast.Name) and decorator.id == "register"
+        for decorator in node.decorator_list
+    )
+
+
+def _import(module: str, path: Path | None):
+    if path is None or not module.startswith("cl_user_"):
+        return importlib.import_module(module)
+    known = sys.modules.get(module)
+    if known is not None and Path(known.__file__) == path:
+        return known
+    spec = importlib.util.spec_from_file_location(module, path)
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[module] = loaded
+    try:
+        spec.loader.exec_module(loaded)
+    except ImportError as error:
+        del sys.modules[module]
+        raise ContractError(f"{path}: {error}") from error
+    return loaded
+
+
+def _kind_of(obj) -> str:
+    room = obj.__module__.rpartition(".")[0]
+    for kind, package in ROOMS.items():
+        if room == package:
+            return kind
+    bases = {base.__name__ for base in getattr(obj, "__mro__", ())}
+    returns = str(getattr(obj, "__annotations__", {}).get("return", ""))
+    if "Strategy" in bases:
+        return "strategies"
+    if "Stream" in returns:
+        return "streams"
+    if "Module" in returns or "Module" in bases:
+        return "models"
+    raise ContractError(
+        f"can't tell what {obj.__name__} is: a strategy is a class derived from cl.Strategy, "
+        "a stream a function annotated `-> Stream`, a model one annotated `-> nn.Module`"
+    )
+
+
+def _identity(obj) -> tuple[str, str]:
+    return obj.__module__, obj.__qualname__

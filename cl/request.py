@@ -1,0 +1,224 @@
+"""What the user asked for, checked before anything is imported: names, keys, types, ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cl.config import Eval, Top, Train, params_of_schema, parse_all, show
+from cl.errors import BadValue, DataError, UnknownName, nearest
+from cl.registry import Entry, find
+
+PREFIXES = ("stream", "strategy", "model", "train", "eval")
+
+
+@dataclass
+class Request:
+    """A checked request. `given` holds model, train and eval keys; objects those of Python."""
+
+    stream_name: str
+    stream: Entry | None
+    strategy_name: str
+    strategies: list[Entry]
+    top: dict[str, Any]
+    stream_settings: dict[str, Any] = field(default_factory=dict)
+    strategy_settings: list[dict[str, Any]] = field(default_factory=list)
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        stream: str, strategy: str, settings: dict[str, Any], objects: dict | None = None
+    ) -> Request:
+        """Check names, keys and values. Raises UnknownName, BadValue, DataError."""
+        objects = objects or {}
+        keys = _flatten(settings)
+        entry = None if "stream" in objects else find("streams", stream)
+        parts = [] if "strategies" in objects else _composed(strategy)
+        model = keys.get("model")
+        model_entry = find("models", str(model)) if model is not None else None
+        sections = _sections(keys, entry, parts, model_entry)
+        top_params = params_of_schema(Top)
+        top = {name: param.default for name, param in top_params.items()}
+        top |= parse_all("", sections.pop(""), top_params, "a run")
+        for probe in top["probes"]:
+            find("probes", probe)
+        request = Request(
+            entry.name if entry else stream,
+            entry,
+            "+".join(part.name for part in parts) or strategy,
+            parts,
+            top,
+            objects=objects,
+        )
+        if entry is not None:
+            own = sections["stream"]
+            request.stream_settings = parse_all("stream.", own, entry.params(), f"stream {stream}")
+        request.strategy_settings = _strategy_settings(sections["strategy"], parts)
+        for prefix, schema in {"train": Train, "eval": Eval}.items():
+            params = params_of_schema(schema)
+            request.given[prefix] = parse_all(f"{prefix}.", sections[prefix], params, "a run")
+        request.given["model"] = sections["model"]
+        if model_entry is not None:
+            params = model_entry.params()
+            parse_all("model.", sections["model"], params, f"model {model}")
+        return request
+
+    @staticmethod
+    def from_arguments(arguments: list[str]) -> Request:
+        """`STREAM STRATEGY [key=value ...]` or `recipe.yaml [key=value ...]`."""
+        names, keys = [], {}
+        for argument in arguments:
+            key, equals, value = argument.partition("=")
+            if not equals:
+                names.append(argument)
+            elif key in keys:
+                raise BadValue(f"{key} is given twice: {show(keys[key])} and {value}")
+            else:
+                keys[key] = value
+        if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
+            return Request.from_recipe(Path(names[0]), keys)
+        if len(names) != 2:
+            raise BadValue(
+                f"cl run takes STREAM STRATEGY [key=value ...] or recipe.yaml [key=value ...], "
+                f"got {len(names)} name{'s' * (len(names) != 1)}"
+                + (f": {' '.join(names)}" if names else "")
+            )
+        return Request.of(names[0], names[1], keys)
+
+    @staticmethod
+    def from_recipe(path: Path, overrides: dict[str, Any]) -> Request:
+        """A recipe file, keys of the command line on top."""
+        try:
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"recipe {path}: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            line = " ".join(str(error).split())
+            raise DataError(f"recipe {path} is no YAML: {line}") from error
+        if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+            raise DataError(f"recipe {path} must hold `key: value` lines, stream and strategy first")
+        missing = {"stream", "strategy"} - recipe.keys()
+        if missing:
+            raise DataError(f"recipe {path} lacks {' and '.join(sorted(missing))}")
+        if "note" in recipe:
+            raise DataError(f"recipe {path}: {recipe['note']}")
+        stream, strategy = str(recipe.pop("stream")), str(recipe.pop("strategy"))
+        # a key of another model does not carry over when the model is replaced
+        if "model" in overrides and overrides["model"] != recipe.get("model"):
+            recipe = {k: v for k, v in recipe.items() if not k.startswith("model.")}
+        return Request.of(stream, strategy, {**_flatten(recipe), **overrides})
+
+    @property
+    def stream_slug(self) -> str:
+        """The stream in folder names."""
+        return self.stream.slug if self.stream else self.stream_name
+
+    @property
+    def strategy_slug(self) -> str:
+        """The strategy in folder names."""
+        return "+".join(e.slug for e in self.strategies) or self.strategy_name
+
+    def changed(self, default_model: str | None) -> dict[str, Any]:
+        """Stream, strategy and model keys that differ from their defaults."""
+        changed = {}
+        if self.stream is not None:
+            params = self.stream.params()
+            for name, value in self.stream_settings.items():
+                default = self.top["seed"] if name == "seed" else params[name].default
+                if _differs(value, default):
+                    changed[f"stream.{name}"] = value
+        if self.top["model"] not in (None, default_model):
+            changed["model"] = self.top["model"]
+        several = len(self.strategies) > 1
+        for entry, settings in zip(self.strategies, self.strategy_settings, strict=True):
+            params, prefix = entry.params(), f"{entry.slug}." if several else ""
+            for name, value in settings.items():
+                if _differs(value, params[name].default):
+                    changed[f"{prefix}{name}"] = value
+        return changed
+
+
+def _composed(strategy: str) -> list[Entry]:
+    parts = [find("strategies", part) for part in strategy.split("+")]
+    slugs = [part.slug for part in parts]
+    for slug in slugs:
+        if slugs.count(slug) > 1:
+            raise BadValue(f"strategy {slug!r} is given twice in {strategy!r}")
+    return parts
+
+
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _sections(keys: dict, stream: Entry | None, parts: list[Entry], model: Entry | None) -> dict:
+    """{prefix: {name: raw value}}, "" for keys without a prefix. Raises UnknownName."""
+    top = params_of_schema(Top)
+    sections: dict[str, dict] = {prefix: {} for prefix in ("", *PREFIXES)}
+    for key, value in keys.items():
+        prefix, dot, name = key.partition(".")
+        if not dot and key in top:
+            sections[""][key] = value
+        elif dot and prefix in PREFIXES:
+            sections[prefix][name] = value
+        else:
+            raise _unknown_key(key, top, stream, parts, model)
+    return sections
+
+
+def _unknown_key(key: str, top: dict, stream, parts: list[Entry], model) -> UnknownName:
+    known = list(top)
+    known += [f"train.{name}" for name in params_of_schema(Train)]
+    known += [f"eval.{name}" for name in params_of_schema(Eval)]
+    known += [f"stream.{name}" for name in (stream.params() if stream else ())]
+    for part in parts:
+        prefix = f"strategy.{part.slug}." if len(parts) > 1 else "strategy."
+        known += [prefix + name for name in part.params()]
+    known += [f"model.{name}" for name in (model.params() if model else ())]
+    same = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f"; did you mean {same[0]!r}?" if same else nearest(key, known)
+    return UnknownName(
+        f"no key {key!r}{hint}; allowed: {', '.join(top)}, and "
+        f"{', '.join(f'{prefix}.*' for prefix in PREFIXES)} (see `cl describe run`)"
+    )
+
+
+def _strategy_settings(given: dict[str, Any], parts: list[Entry]) -> list[dict[str, Any]]:
+    settings: list[dict[str, Any]] = [{} for _ in parts]
+    for key, value in given.items():
+        owner, dot, name = key.partition(".")
+        slugs = [part.slug for part in parts]
+        if dot and owner in slugs:
+            settings[slugs.index(owner)][name] = value
+        elif len(parts) == 1 and not dot:
+            settings[0][key] = value
+        else:
+            known = [f"strategy.{part.slug}.{n}" for part in parts for n in part.params()]
+            same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+            hint = f"; did you mean {same[0]!r}?" if same else nearest(f"strategy.{key}", known)
+            raise UnknownName(
+                f"no key 'strategy.{key}'{hint}; allowed: {', '.join(known) or 'none'}"
+            )
+    return [
+        parse_all(
+            "strategy." if len(parts) == 1 else f"strategy.{part.slug}.",
+            own,
+            part.params(),
+            f"strategy {part.name}",
+        )
+        for part, own in zip(parts, settings, strict=True)
+    ]
+
+
+def _differs(value: Any, default: Any) -> bool:
+    return list(value) != list(default) if isinstance(default, tuple) else value != default

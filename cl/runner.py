@@ -1,0 +1,395 @@
+"""One run: resolve the recipe, build its parts, run the loop, keep the record.
+
+Precedence of settings: constructor < the stream's `defaults` < recipe < command line.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cl import checkpoint, objectives, record
+from cl.board import Board
+from cl.config import REQUIRED, Eval, Param, Train, params_of_schema, parse, parse_all
+from cl.display import Display
+from cl.errors import BadValue, ClError, ContractError, DataError, RunError, unknown
+from cl.loop import Loop, claims_of
+from cl.models import Classifier, build, rebuild
+from cl.record import Recorder
+from cl.registry import Entry, find, snake
+from cl.request import Request
+from cl.seeding import global_state, restore_globals, seed_globals
+from cl.strategy import HOOKS, NEEDS, Strategy
+from cl.stream import GIVES, Stream
+
+
+@dataclass
+class Recipe:
+    """A fully resolved run: what is built, with every setting."""
+
+    stream: str
+    stream_slug: str
+    strategy: str
+    strategy_slug: str
+    model: str
+    seed: int
+    device: str
+    threads: int
+    out: str
+    probes: list[str]
+    stream_settings: dict
+    strategy_settings: list[tuple[str, dict]]
+    model_settings: dict
+    train: Train
+    eval: Eval
+    needs: tuple[str, ...] = ()
+    changed: dict = field(default_factory=dict)
+    repeatable: bool = True
+
+    def flat(self) -> dict[str, Any]:
+        """{key: value} as one would give them on the command line."""
+        flat = {"stream": self.stream, "strategy": self.strategy, "model": self.model}
+        flat |= {"seed": self.seed, "device": self.device, "threads": self.threads}
+        flat |= {f"stream.{k}": v for k, v in self.stream_settings.items()}
+        several = len(self.strategy_settings) > 1
+        for slug, settings in self.strategy_settings:
+            prefix = f"strategy.{slug}." if several else "strategy."
+            flat |= {prefix + k: v for k, v in settings.items()}
+        flat |= {f"model.{k}": v for k, v in self.model_settings.items()}
+        flat |= {f"train.{k}": v for k, v in vars(self.train).items()}
+        flat |= {f"eval.{k}": v for k, v in vars(self.eval).items()}
+        flat["probes"] = self.probes
+        if not self.repeatable:
+            flat["note"] = "built from Python objects; `cl run` can't repeat it"
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+@dataclass
+class Result:
+    """A run that has been recorded. R [E, J] with nan where undefined; dir the run folder."""
+
+    results: dict
+    dir: Path
+    _model: nn.Module | None = None
+
+    @property
+    def R(self) -> np.ndarray:
+        """Test scores [E, J], nan where undefined."""
+        rows = [[np.nan if v is None else v for v in row] for row in self.results["R"]]
+        return np.array(rows, dtype=float)
+
+    @property
+    def metrics(self) -> dict:
+        """Metrics as in results.json."""
+        return self.results["metrics"]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model at the end, from the last checkpoint if the run was loaded."""
+        if self._model is None:
+            self._model = _saved_model(self.dir)
+        return self._model
+
+
+def run(stream, strategy="naive", /, **settings) -> Result:
+    """Run a strategy over a stream and record it; the same as `cl run` on the command line.
+
+    stream: a name or a Stream; strategy: a name, `a+b`, a Strategy or a list of Strategies.
+    settings: any key of the command line, `train={"lr": 0.1}` for `train.lr=0.1`; `model` may
+    also be an nn.Module; `progress=True` shows the progress bar. Raises ClError subclasses.
+    """
+    progress = settings.pop("progress", False)
+    objects = {"stream": stream} if isinstance(stream, Stream) else {}
+    strategies = [strategy] if isinstance(strategy, Strategy) else strategy
+    if not isinstance(strategies, str):
+        objects["strategies"] = list(strategies)
+        strategies = "+".join(snake(type(s).__name__) for s in strategies)
+    if isinstance(settings.get("model"), nn.Module):
+        objects["model"] = settings.pop("model")
+    name = stream.name if isinstance(stream, Stream) else stream
+    request = Request.of(name, strategies, settings, objects)
+    return execute(request, progress=progress)
+
+
+def load(folder) -> Result:
+    """A recorded run: `.R .metrics .results .model .dir`. Raises DataError."""
+    folder = Path(folder)
+    return Result(record.read_results(folder), folder)
+
+
+def resume(folder: Path, *, progress: bool = False) -> Result:
+    """Go on after the last checkpoint; without one start over; finished: just load it."""
+    results = record.read_results(folder)
+    if results["status"] == "finished":
+        return load(folder)
+    request = Request.from_recipe(folder / "recipe.yaml", {})
+    return execute(request, progress=progress, resume_in=folder)
+
+
+def execute(request: Request, *, progress: bool, resume_in: Path | None = None) -> Result:
+    """Run a checked request. Global random state and thread count are put back at the end."""
+    state, threads = global_state(), torch.get_num_threads()
+    try:
+        return _execute(request, progress, resume_in)
+    finally:
+        torch.set_num_threads(threads)
+        restore_globals(state)
+
+
+def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result:
+    torch.set_num_threads(request.top["threads"])
+    seed_globals(request.top["seed"])
+    device = pick_device(request.top["device"])
+    stream, stream_settings = _stream(request)
+    strategies, needs = _strategies(request, stream)
+    recipe = resolve(request, stream, stream_settings, str(device), needs)
+    model = request.objects.get("model") or build(
+        recipe.model, stream.input_shape, recipe.model_settings
+    )
+    objective = find("objectives", objectives.DEFAULTS[stream.domain]).load()()
+    loop = Loop(
+        stream=stream.to(device),
+        strategies=strategies,
+        model=model,
+        objective=objective,
+        train=recipe.train,
+        evaluation=recipe.eval,
+        seed=recipe.seed,
+        device=device,
+    )
+    _check_training(recipe, stream, loop)
+    folder = resume_in or record.run_folder(recipe)
+    if resume_in is None:
+        record.prepare(folder, Path(recipe.out))
+    recorder = Recorder(folder, recipe, stream)
+    return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
+
+
+def _run_recorded(
+    loop: Loop, recorder: Recorder, folder: Path, progress: bool, resuming: bool
+) -> Result:
+    recipe = recorder.recipe
+    start = recorder.restore(loop) if resuming else 0
+    if resuming and start == 0:
+        record.clear(folder)
+    else:
+        recorder.write_recipe()
+    recorder.board = Board(folder, _hparams(recipe), loop.clock.train_iterations if start else 0)
+    display = Display(len(loop.stream), _planned(loop)) if progress else None
+    recorder.display = loop_display = display
+    loop.observer = recorder
+    recorder.log.info("%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed,
+                      recipe.device)
+    status = None
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            loop.run(start)
+    except Exception as error:
+        status = "failed"
+        recorder.log.error("%s: %s", type(error).__name__, error)
+        if not isinstance(error, ClError):
+            raise RunError(f"{type(error).__name__}: {error}") from error
+        raise
+    except BaseException as stop:
+        recorder.log.info("stopped by %s", type(stop).__name__)
+        status = "running"
+        raise
+    finally:
+        for warning in caught:
+            recorder.log.warning("%s", str(warning.message).partition("\n")[0])
+        if loop_display is not None:
+            loop_display.close()
+        recorder.close(status, loop)
+    return Result(record.read_results(folder), folder, loop.model)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu. Raises BadValue if the device can't be had."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    have = ["cpu"] + [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    have += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in have and not (name == "cuda" and len(have) > 1):
+        raise BadValue(f"device must be auto or one of {', '.join(have)}, got {name!r}")
+    return torch.device(name)
+
+
+def resolve(
+    request: Request, stream: Stream, stream_settings: dict, device: str, needs: tuple[str, ...]
+) -> Recipe:
+    """All settings by precedence, and which of them differ from what would be without them."""
+    given = request.given
+    defaults = {**stream.defaults}
+    model = request.top["model"] or defaults.get("model", "small_cnn")
+    if "model" in request.objects:
+        model, model_params = type(request.objects["model"]).__name__, {}
+    else:
+        model_params = find("models", model).params()
+    schemas = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
+    sections, changed = {}, {}
+    for prefix, params in {**schemas, "model": model_params}.items():
+        base = _defaults(params)
+        inherited = model == defaults.get("model") or prefix != "model"
+        base |= _section(defaults, prefix, params) if inherited else {}
+        own = parse_all(f"{prefix}.", given.get(prefix, {}), params, f"{prefix} {model}".strip())
+        sections[prefix] = base | own
+        changed |= {f"{prefix}.{k}": v for k, v in own.items() if v != base[k]}
+    strategy_settings = [
+        (entry.slug, _defaults(entry.params()) | settings)
+        for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
+    ]
+    probes = request.top["probes"]
+    return Recipe(
+        stream=request.stream_name,
+        stream_slug=request.stream_slug,
+        strategy=request.strategy_name,
+        strategy_slug=request.strategy_slug,
+        model=model,
+        seed=request.top["seed"],
+        device=device,
+        threads=request.top["threads"],
+        out=request.top["out"],
+        probes=list(probes),
+        stream_settings=stream_settings,
+        strategy_settings=strategy_settings,
+        model_settings=sections["model"],
+        train=Train(**sections["train"]),
+        eval=Eval(**sections["eval"]),
+        needs=needs,
+        changed=request.changed(defaults.get("model")) | changed,
+        repeatable=not request.objects,
+    )
+
+
+def _stream(request: Request) -> tuple[Stream, dict]:
+    if "stream" in request.objects:
+        return request.objects["stream"], {}
+    settings = _defaults(request.stream.params()) | request.stream_settings
+    if "seed" in settings and "seed" not in request.stream_settings:
+        settings["seed"] = request.top["seed"]
+    missing = [name for name, value in settings.items() if value is REQUIRED]
+    if missing:
+        raise BadValue(f"stream {request.stream_name} needs stream.{missing[0]}=...")
+    stream = request.stream.load()(**settings)
+    if not isinstance(stream, Stream):
+        raise ContractError(f"{request.stream_name} returned {type(stream).__name__}, not a Stream")
+    if stream.domain not in objectives.DEFAULTS:
+        raise BadValue(
+            f"stream {stream.name!r} has domain {stream.domain!r}; "
+            f"known: {', '.join(objectives.DEFAULTS)}"
+        )
+    return stream, settings
+
+
+def _strategies(request: Request, stream: Stream) -> tuple[list[Strategy], tuple[str, ...]]:
+    strategies = request.objects.get("strategies")
+    if strategies is None:
+        strategies = [
+            build_strategy(entry, settings)
+            for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
+        ]
+    for strategy in strategies:
+        check_contract(strategy)
+    needs = tuple(dict.fromkeys(need for s in strategies for need in s.needs))
+    lacking = [need for need in needs if need in GIVES and need not in stream.gives]
+    if lacking:
+        raise BadValue(
+            f"{request.strategy_name} needs {lacking[0]} ({NEEDS[lacking[0]]}), which the stream "
+            f"{stream.name} does not give; it gives {', '.join(sorted(stream.gives)) or 'nothing'}"
+        )
+    claims_of(strategies)
+    record.check_state(strategies)
+    return strategies, needs
+
+
+def build_strategy(entry: Entry, settings: dict) -> Strategy:
+    """Import a strategy and construct it with parsed settings. Raises ContractError."""
+    made = entry.load()
+    if not (isinstance(made, type) and issubclass(made, Strategy)):
+        raise ContractError(f"{entry.name} is no strategy: it must be a class derived from cl.Strategy")
+    missing = [n for n, p in entry.params().items() if p.default is REQUIRED and n not in settings]
+    if missing:
+        raise BadValue(f"strategy {entry.name} needs strategy.{missing[0]}=...")
+    return made(**settings)
+
+
+def check_contract(strategy: Strategy) -> None:
+    """Refuse misspelt hooks and unknown needs. Raises ContractError."""
+    kind = type(strategy)
+    for name in dir(kind):
+        hook_like = name.startswith(("before_", "after_")) and callable(getattr(kind, name))
+        if hook_like and name not in HOOKS:
+            raise ContractError(str(unknown(f"hook of {kind.__name__}:", name, HOOKS)))
+    for need in kind.needs:
+        if need not in NEEDS:
+            raise ContractError(str(unknown(f"need of {kind.__name__}:", need, NEEDS)))
+
+
+def _check_training(recipe: Recipe, stream: Stream, loop: Loop) -> None:
+    """Combinations that could only fail later."""
+    names = [part for part in recipe.probes if part]
+    for name in names:
+        find("probes", name)
+    if recipe.train.augment and len(stream.input_shape) != 3:
+        raise BadValue(
+            f"train.augment={','.join(recipe.train.augment)} needs images [C, H, W], "
+            f"the stream has inputs {list(stream.input_shape)}"
+        )
+    if recipe.train.precision == "bf16" and loop.device.type == "mps":
+        raise BadValue("train.precision=bf16 needs a cpu or cuda device, got mps")
+
+
+def _planned(loop: Loop) -> list[int]:
+    """Updates per experience if every experience is trained on its own data."""
+    train, planned = loop.train, []
+    for e in loop.stream.experiences:
+        n = train.epochs * -(-len(e.train) // train.batch_size)
+        planned.append(min(n, train.updates or n))
+    return planned
+
+
+def _defaults(params: dict[str, Param]) -> dict[str, Any]:
+    return {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in params.items()
+    }
+
+
+def _section(defaults: dict, prefix: str, params: dict[str, Param]) -> dict[str, Any]:
+    section = {}
+    for key, value in defaults.items():
+        if key.startswith(f"{prefix}."):
+            name = key.partition(".")[2]
+            section[name] = parse(key, value, params[name].annotation)
+    return section
+
+
+def _hparams(recipe: Recipe) -> dict:
+    flat = {k: v for k, v in recipe.flat().items() if k not in ("threads", "stream.path")}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat.items()
+    }
+
+
+def _saved_model(folder: Path) -> nn.Module:
+    saved = checkpoint.found(folder / "checkpoint")
+    if not saved:
+        raise DataError(f"{folder} holds no checkpoint to take a model from")
+    weights, document, _ = checkpoint.load(saved[-1], torch.device("cpu"))
+    architecture = document["model"]["architecture"]
+    if architecture is None:
+        raise DataError(f"{folder} was run with a model of the user's own; load its weights from "
+                        f"{saved[-1]}/model.safetensors")
+    model: Classifier = rebuild(architecture)
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,59 @@
+"""replay: mix stored items of earlier data into every batch (experience replay).
+
+Claim     a few hundred exemplars keep most of what was learned
+          (Rolnick et al. 2019, arXiv:1811.11682; Chaudhry et al. 2019, arXiv:1902.10486)
+Loss      cross-entropy averaged over the batch and as many stored rows together
+State     the shared buffer "replay": raw rows on the device
+Needs     a buffer
+Defaults  200 exemplars, equal shares per class
+Departs   none; ER's reservoir is policy=reservoir (filled during each experience's first epoch)
+Parameters
+    size        exemplars stored in all [rows]
+    policy      class_balanced (filled at each experience's end) or reservoir
+    batch_size  exemplars added to each batch; none is train.batch_size [rows]
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from cl.config import Range
+from cl.registry import register
+from cl.strategy import Strategy
+
+
+@register
+class Replay(Strategy):
+    """Experience replay."""
+
+    needs = ("buffer",)
+
+    def __init__(
+        self,
+        *,
+        size: Annotated[int, Range(min=0)] = 200,
+        policy: Literal["class_balanced", "reservoir"] = "class_balanced",
+        batch_size: Annotated[int, Range(min=1)] | None = None,
+    ):
+        self.size, self.policy, self.batch_size = size, policy, batch_size
+
+    def before_forward(self, loop):
+        """Add stored rows; with micro-batches each gets its share of them."""
+        buffer = loop.buffer("replay", self.size, self.policy)
+        if len(buffer):
+            n = round((self.batch_size or loop.train_mb_size) * loop.mb_share)
+            loop.append_rows(buffer.draw(n, loop.rng("replay")))
+
+    def after_training_iteration(self, loop):
+        """Reservoir: offer each row once, in the first epoch."""
+        if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
+            self._store(loop, loop.adapted_dataset.rows(loop.mb_index))
+
+    def after_training_exp(self, loop):
+        """Class-balanced: offer the experience's rows and rebalance."""
+        data = loop.adapted_dataset
+        if self.policy == "class_balanced" and data is not None:
+            self._store(loop, {name: data.column(name) for name in data.columns})
+
+    def _store(self, loop, rows):
+        loop.buffer("replay", self.size, self.policy).add(rows, loop.rng("replay.store"))

@@ -1,0 +1,1 @@
+"""Streams: one file per stream, found by file name."""
