@@ -105,7 +105,7 @@ class Eval:
 
     every: Annotated[int, Range(min=1)] | None = None
     past: Annotated[str, annotated_types.Predicate(lambda s: bool(_PAST.fullmatch(s)))] = "all"
-    batch_size: Annotated[int, Range(min=1)] = 512
+    batch_size: Annotated[int, Range(min=1)] = 256
 
 
 @dataclass(frozen=True)

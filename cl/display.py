@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cl.loop import Loop
 
 WIDE = 10  # evals that the full accuracy matrix is shown for
+NARROW = 9  # characters of an eval's name that fit above its column
 WIDTH = 120  # columns where the output is no terminal
 
 
@@ -112,21 +113,29 @@ def _table(results: dict) -> Table:
     title = f"{results['stream']} · {results['strategy']} · seed {results['seed']}: test {score}"
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("after learning", no_wrap=True)
-    for e in evals if wide else []:
-        table.add_column(Text(_short(e["name"])), justify="right", max_width=12, overflow="fold")
+    names = [_short(e["name"]) for e in evals]
+    if any(len(name) > NARROW for name in names):
+        names = [f"eval {j}" for j in range(len(evals))]
+    for name in names if wide else []:
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for name in ("new", "past", "seen", "stability"):
-        table.add_column(name, justify="right", style="cyan")
+        table.add_column(name, justify="right", style="cyan", no_wrap=True)
     for i in range(len(results["R"])):
         cells = [_number(v, blank="·") for v in results["R"][i]] if wide else []
         curves = ("plasticity", "past_accuracy", "seen_accuracy", "stability")
         cells += [_number(m[name][i]) for name in curves]
         if wide or n <= 30 or i % -(-n // 30) == 0 or i == n - 1:
-            table.add_row(Text(f"{i} {_short(results['experiences'][i]['name'])}"), *cells)
+            name = _short(results["experiences"][i]["name"])
+            table.add_row(Text(f"{i} {_cut(name)}"), *cells)
     return table
 
 
 def _short(name: str) -> str:
     return name.partition("_")[2] or name
+
+
+def _cut(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _number(value: float | None, blank: str = "–") -> str:

@@ -2,10 +2,14 @@
 
 Class-incremental prediction is the argmax over all classes seen so far; `within` masks the same
 scores to the eval's own classes, which takes head bias out of the number.
+
+While the backbone is frozen, test rows pass it once: their features are kept for as long as a
+hash over the backbone's weights and statistics stays the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,11 +18,20 @@ from torch import Tensor
 
 from cl.data import Table
 from cl.errors import ShapeMismatch
+from cl.models import Classifier
 from cl.seeding import frozen
 from cl.stream import Eval
 
 if TYPE_CHECKING:
     from cl.loop import Loop
+
+PER_BATCH = (
+    "before_eval_iteration",
+    "before_eval_forward",
+    "after_eval_forward",
+    "after_eval_iteration",
+)
+CACHE_BYTES = 2**30  # of features, at most
 
 
 @dataclass
@@ -49,6 +62,8 @@ class Evaluator:
         self.loop = loop
         self.one_by_one = bool(loop.hooks["before_eval_exp"] or loop.hooks["after_eval_exp"])
         self._joined: dict[tuple[int, ...], list[_Pass]] = {}
+        self._cache: dict[int, Tensor] = {}
+        self._cache_key: bytes | None = None
 
     def score(self, kind: str) -> Scores:
         """Score all evals that have a meaning now; `kind` is untrained, periodic, experience."""
@@ -75,7 +90,7 @@ class Evaluator:
         for j, e in enumerate(loop.stream.evals):
             if max(e.classes) >= seen:
                 undefined[j] = "its classes have not been seen: the head has no column for them"
-            elif kind == "untrained" and "predict" in loop._claims:
+            elif kind == "untrained" and loop.claimed("predict"):
                 undefined[j] = "nothing has been learned: prediction does not use the model"
             elif loop.no_score:
                 undefined[j] = loop.no_score
@@ -103,15 +118,68 @@ class Evaluator:
         own = self._own_classes(seen)
         right: list[Tensor] = []
         tags: list[Tensor] = []
+        cached = self._frozen_backbone()
         for part in self._joined[group]:
+            features = self._features(part) if cached else None
             order = torch.arange(len(part.table), device=part.table.device)
             for index in order.split(loop.eval_mb_size):
-                right.append(self._batch(part, index, own, seen))
+                right.append(self._batch(part, index, own, seen, features))
                 tags.append(part.tags[index])
         answers = torch.cat(right).cpu()  # [n, 2]: right, right within own classes
         self._count(answers, torch.cat(tags).cpu(), scores)
 
-    def _batch(self, part: _Pass, index: Tensor, own: Tensor, seen: int) -> Tensor:
+    def _frozen_backbone(self) -> bool:
+        """Whether features may be kept, and drop those of another state of the backbone."""
+        loop, model = self.loop, self.loop.model
+        plain = isinstance(model, Classifier) and not loop.claimed("predict", "objective")
+        if not plain or any(loop.hooks[name] for name in PER_BATCH) or any(
+            p.requires_grad for p in model.backbone.parameters()
+        ):
+            return False
+        digest = hashlib.blake2b()
+        for tensor in model.backbone.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy())
+        if digest.digest() != self._cache_key:
+            self._cache, self._cache_key = {}, digest.digest()
+        return True
+
+    def _features(self, part: _Pass) -> Tensor:
+        """Features [n, D] of a pass, segment by segment, so that they depend on nothing else."""
+        found = []
+        for tag, table in part.segments:
+            features = self._cache.get(tag)
+            if features is None:
+                order = torch.arange(len(table), device=table.device)
+                features = torch.cat([
+                    self.loop.model.features(self.loop.prepared(table.rows(index)["x"]))
+                    for index in order.split(self.loop.eval_mb_size)
+                ])
+                if sum(f.nbytes for f in self._cache.values()) + features.nbytes <= CACHE_BYTES:
+                    self._cache[tag] = features
+            found.append(features)
+        return torch.cat(found)
+
+    def _batch(
+        self, part: _Pass, index: Tensor, own: Tensor, seen: int, features: Tensor | None
+    ) -> Tensor:
+        loop = self.loop
+        if features is not None:
+            loop.mb_y = part.y[index]
+            output = loop.model.classify(features[index])
+        else:
+            output = self._predict(part, index)
+        if output.dim() != 2 or len(output) != len(index) or output.shape[1] < seen:
+            raise ShapeMismatch(
+                f"predictions must be [B={len(index)}, C>={seen}], got {tuple(output.shape)}"
+            )
+        output = output[:, :seen]  # only classes seen so far can be answered
+        within = output.masked_fill(~own[part.tags[index] // 2], float("-inf"))
+        right = torch.stack([output.argmax(1) == loop.mb_y, within.argmax(1) == loop.mb_y], 1)
+        if features is None:
+            loop.fire("after_eval_iteration")
+        return right
+
+    def _predict(self, part: _Pass, index: Tensor) -> Tensor:
         loop = self.loop
         rows = part.table.rows(index)
         loop.mb_x, loop.mb_y = loop.prepared(rows["x"]), rows["y"]
@@ -120,16 +188,7 @@ class Evaluator:
         loop.fire("before_eval_forward")
         loop.mb_output = loop.predict(InferenceBatch(loop.mb_x, loop.mb_task_id))
         loop.fire("after_eval_forward")
-        output = loop.mb_output
-        if output.dim() != 2 or len(output) != len(index) or output.shape[1] < seen:
-            raise ShapeMismatch(
-                f"predictions must be [B={len(index)}, C>={seen}], got {tuple(output.shape)}"
-            )
-        output = output[:, :seen]  # only classes seen so far can be answered
-        within = output.masked_fill(~own[part.tags[index] // 2], float("-inf"))
-        right = torch.stack([output.argmax(1) == loop.mb_y, within.argmax(1) == loop.mb_y], 1)
-        loop.fire("after_eval_iteration")
-        return right
+        return loop.mb_output
 
     def _own_classes(self, seen: int) -> Tensor:
         own = torch.zeros(len(self.loop.stream.evals), seen, dtype=torch.bool)
@@ -159,9 +218,11 @@ class Evaluator:
 
 @dataclass
 class _Pass:
-    """Rows scored together; tags [n] = 2 * eval + (1 if validation)."""
+    """Rows scored together; tags [n] = 2 * eval + (1 if validation), y [n] labels."""
 
     table: Table
+    segments: list[tuple[int, Table]]
+    y: Tensor
     tags: Tensor
     task_labels: Tensor | None
 
@@ -173,4 +234,5 @@ class _Pass:
         if all(e.task_label is not None for _, e, _ in pieces):
             labels = torch.cat([torch.full((len(t),), e.task_label) for _, e, t in pieces])
             labels = labels.to(table.device)
-        return _Pass(table, tags.to(table.device), labels)
+        segments = [(tag, t) for tag, _, t in pieces]
+        return _Pass(table, segments, table.column("y"), tags.to(table.device), labels)

@@ -200,6 +200,10 @@ class Loop:
         owner = self._claims.get("predict")
         return owner.predict(self, batch) if owner else self.objective.predict(self, batch)
 
+    def claimed(self, *claims: str) -> bool:
+        """Whether a strategy has claimed any of these."""
+        return any(claim in self._claims for claim in claims)
+
     # -- the run ---------------------------------------------------------------------------------
 
     def run(self, start: int = 0) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cl.runner import Recipe
 
 SCHEMA = 1
-SLUG_LENGTH = 80
+SLUG_LENGTH = 120
 
 
 def run_folder(recipe: Recipe) -> Path:

@@ -92,6 +92,8 @@ def build(name: str, input_shape: tuple[int, ...], kwargs: dict) -> Classifier:
     from cl.registry import find
 
     backbone = find("models", name).load()(tuple(input_shape), **kwargs)
+    # channels-last kernels are 1.3 to 2 times as fast on CPUs and the fast ones for bf16 on GPUs
+    backbone = backbone.to(memory_format=torch.channels_last)
     return Classifier(backbone, {"name": name, "input_shape": list(input_shape), "kwargs": kwargs})
 
 
