@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from cl.record import label
+
 if TYPE_CHECKING:
     from cl.evaluation import Scores
     from cl.loop import Loop
@@ -138,7 +140,7 @@ def plane_figure(results: dict) -> Figure:
 
 
 def _title(results: dict) -> str:
-    return f"{results['stream']} · {results['strategy']} · seed {results['seed']}"
+    return f"{results['stream']} · {label(results)} · seed {results['seed']}"
 
 
 def _short(entry: dict) -> str:

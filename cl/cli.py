@@ -59,9 +59,9 @@ def run_command(arguments: tuple[str, ...], resume_in: str | None, debug: bool) 
         request = Request.from_arguments(list(arguments))
         out = request.top["out"]
         _writable(Path(out))
-        _header(request)
-        from cl.runner import execute
+        from cl.runner import execute, pick_device
 
+        _header(request, str(pick_device(request.top["device"])))
         result = _interruptible(lambda: execute(request, progress=True))
     from cl.display import show_results
 
@@ -150,9 +150,11 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(" ".join(error.format_message().split()), 2, debug)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:  # the last boundary: a bug of ours still ends in one line
+        _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where", 1, debug)
 
 
 class Terminated(BaseException):
@@ -178,10 +180,10 @@ def _interruptible(run):
         signal.signal(signal.SIGTERM, before)
 
 
-def _header(request: Request) -> None:
+def _header(request: Request, device: str) -> None:
     click.echo(
         f"{request.stream_name} · {request.strategy_name} · seed {request.top['seed']} · "
-        f"device {request.top['device']} · {request.top['threads']} "
+        f"{device} · {request.top['threads']} "
         f"thread{'s' * (request.top['threads'] != 1)}",
         err=True,
     )

@@ -93,6 +93,10 @@ class Train:
     reset_optimizer: bool = False
 
 
+def _is_past_mode(text: str) -> bool:
+    return re.fullmatch(r"all|own|sample:[1-9][0-9]*", text) is not None
+
+
 @dataclass(frozen=True)
 class Eval:
     """When and on what scores are taken, besides the end of every experience.
@@ -104,7 +108,7 @@ class Eval:
     """
 
     every: Annotated[int, Range(min=1)] | None = None
-    past: Annotated[str, annotated_types.Predicate(lambda s: bool(_PAST.fullmatch(s)))] = "all"
+    past: Annotated[str, annotated_types.Predicate(_is_past_mode)] = "all"
     batch_size: Annotated[int, Range(min=1)] = 256
 
 
@@ -129,7 +133,6 @@ class Top:
     probes: list[str] = ()
 
 
-_PAST = re.compile(r"all|own|sample:[1-9][0-9]*")
 SCHEMAS = {"run": Top, "train": Train, "eval": Eval}
 
 

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
+from cl.record import label
+
 if TYPE_CHECKING:
     from cl.loop import Loop
 
@@ -110,8 +112,8 @@ def _table(results: dict) -> Table:
     m, evals, n = results["metrics"], results["evals"], len(results["experiences"])
     wide = len(evals) <= WIDE
     score = results["score"].replace("_", " ")
-    title = f"{results['stream']} · {results['strategy']} · seed {results['seed']}: test {score}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    title = f"{results['stream']} · {label(results)} · seed {results['seed']}: test {score}"
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("after learning", no_wrap=True)
     names = [_short(e["name"]) for e in evals]
     if any(len(name) > NARROW for name in names):

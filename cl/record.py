@@ -358,6 +358,19 @@ def read_results(folder: Path) -> dict:
     return results
 
 
+def comparable(results: dict) -> dict:
+    """Results without what may differ between two runs of one recipe: times, memory, machine."""
+    kept = {k: v for k, v in results.items() if k not in ("versions", "device")}
+    volatile = ("train_seconds", "eval_seconds", "peak_memory_bytes")
+    kept["cost"] = {k: v for k, v in results["cost"].items() if k not in volatile}
+    return kept
+
+
+def label(results: dict) -> str:
+    """The strategy's name for people: without the path of a file of the user's own."""
+    return "+".join(part.rpartition(":")[2] for part in results["strategy"].split("+"))
+
+
 def stored_bytes(loop: Loop) -> int:
     """Bytes carried from one experience to the next: strategy state and shared buffers."""
     if loop.experience is None:

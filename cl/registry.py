@@ -53,12 +53,14 @@ class Entry:
 
     @property
     def doc(self) -> str:
-        """The object's documentation: its module's docstring if it fills the file, else its own."""
+        """The documentation: the file's if the plug-in is what the file is for, else its own."""
         if self.path is None:
             return getattr(self.load(), "__doc__", None) or ""
         tree, node = _parsed(self.path, self.attr)
         own, module = ast.get_docstring(node), ast.get_docstring(tree)
-        return (module or own or "") if self._fills_file(tree) else (own or module or "")
+        alone = sum(isinstance(n, ast.ClassDef | ast.FunctionDef) for n in tree.body) == 1
+        in_room = self.module.rpartition(".")[0] == ROOMS[self.kind]
+        return (module or own or "") if in_room or alone else (own or module or "")
 
     @property
     def summary(self) -> str:
@@ -92,14 +94,6 @@ class Entry:
             return _registered[self.kind, self.name]
         module = _import(self.module, self.path)
         return getattr(module, self.attr)
-
-    def _fills_file(self, tree: ast.Module) -> bool:
-        public = [
-            node
-            for node in tree.body
-            if isinstance(node, ast.ClassDef) or (_decorated(node) and node.name != self.attr)
-        ]
-        return all(node.name == self.attr for node in public)
 
 
 def register(obj):

@@ -1,0 +1,209 @@
+"""`cl check`: a plug-in against the contract, in the small.
+
+Yields (passed, what was checked, detail). The same checks run in our own test-suite over every
+registered name.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import cl
+from cl.config import REQUIRED
+from cl.errors import ClError
+from cl.evaluation import InferenceBatch
+from cl.models import build
+from cl.models.anatomy import anatomy
+from cl.record import check_state, comparable
+from cl.registry import ROOMS, Entry, entries, find
+from cl.runner import build_strategy, check_contract, resume
+from cl.seeding import frozen
+from cl.strategy import CLAIMS, HOOKS, Strategy
+from cl.stream import Stream
+
+Finding = tuple[bool, str, str]
+STREAM, MARGIN = "split_digits", 1e-4
+SMALL = {"stream.n_experiences": 2, "train.updates": 2, "train.batch_size": 16}
+
+
+def check(name: str) -> Iterator[Finding]:
+    """Every check that fits what `name` is. Raises ClError if it can't even be found."""
+    for entry in _located(name):
+        yield from _lint(entry)
+        kind = {"strategies": _strategy, "streams": _stream, "models": _model}.get(entry.kind)
+        if kind is None:
+            continue
+        required = [n for n, p in entry.params().items() if p.default is REQUIRED]
+        if required:
+            yield True, "not run", f"{', '.join(required)} must be given, so it can't be tried alone"
+            continue
+        try:
+            yield from kind(entry)
+        except ClError as error:
+            yield False, "runs", str(error)
+
+
+def _located(name: str) -> list[Entry]:
+    if name.endswith(".py") and Path(name).is_file():
+        import ast
+
+        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
+        found = [
+            find("strategies", f"{name}:{node.name}")
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+            and any(isinstance(b, ast.Name | ast.Attribute) for b in node.bases)
+        ]
+        if found:
+            return found
+    if ":" in name:
+        return [find("strategies", name)]
+    known = {n: e for kind in ROOMS for n, e in entries(kind).items()}
+    return [known[name]] if name in known else [find("strategies", name)]
+
+
+def _lint(entry: Entry) -> Iterator[Finding]:
+    yield bool(entry.summary), "documentation", entry.summary or "no docstring"
+    undocumented = [n for n, p in entry.params().items() if not p.doc]
+    yield (
+        not undocumented,
+        "every parameter is described",
+        f"missing in the docstring's Parameters: {', '.join(undocumented)}" if undocumented else "",
+    )
+    untyped = [n for n, p in entry.params().items() if isinstance(p.annotation, str)]
+    yield (
+        not untyped,
+        "every annotation can be parsed from text",
+        ", ".join(f"{n}: {entry.params()[n].annotation}" for n in untyped),
+    )
+
+
+def _strategy(entry: Entry) -> Iterator[Finding]:
+    strategy = build_strategy(entry, {})
+    check_contract(strategy)
+    kind = type(strategy)
+    hooks = [h for h in HOOKS if getattr(kind, h) is not getattr(Strategy, h)]
+    claims = [c for c in CLAIMS if hasattr(kind, c)]
+    yield True, "hooks", ", ".join(hooks) or "none"
+    yield True, "claims", ", ".join(claims) or "none"
+    check_state([strategy])
+    yield True, "state can be checkpointed", ", ".join(vars(strategy)) or "none"
+    with tempfile.TemporaryDirectory() as out:
+        settings = {**SMALL, "out": out}
+        first = cl.run(STREAM, entry.name, **settings)
+        yield True, "two experiences, two updates each", f"R = {first.results['R']}"
+        kept = Path(out) / "kept"
+        shutil.copytree(first.dir, kept)
+        yield _same("same seed, same results", first, cl.run(STREAM, entry.name, **settings))
+        watched = {**settings, "eval.every": 1, "probes": ["weight_norm"]}
+        yield _same_weights(
+            "measuring changes nothing", first, cl.run(STREAM, entry.name, **watched)
+        )
+        yield _resumed(first, kept)
+        yield _batching(first, entry)
+
+
+def _resumed(first, kept: Path) -> Finding:
+    """Go back to the checkpoint after experience 0 and go on."""
+    newest = sorted((kept / "checkpoint").iterdir())[-1]
+    shutil.rmtree(newest)
+    results = kept / "results.json"
+    results.write_text(results.read_text().replace('"finished"', '"running"'))
+    return _same("resumed equals uninterrupted", first, resume(kept))
+
+
+def _batching(first, entry: Entry) -> Finding:
+    """Answers must not depend on which test rows come together (design section 9)."""
+    from cl.loop import claims_of
+
+    what = "predictions do not depend on batching"
+    strategy = build_strategy(entry, {})
+    if "predict" in claims_of([strategy]):
+        return True, what, "not tried: predict() is the strategy's own"
+    model = first.model
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with frozen(model):
+        together = model(InferenceBatch(x).x)
+        alone = torch.cat([model(row[None]) for row in x])
+    top = together.topk(min(2, together.shape[1]), 1).values
+    clear = (top[:, 0] - top[:, -1]) > MARGIN
+    same = together.argmax(1) == alone.argmax(1)
+    return bool(same[clear].all()), what, f"{int(clear.sum())} of 24 rows have a clear margin"
+
+
+def _same(what: str, a, b) -> Finding:
+    left, right = comparable(a.results), comparable(b.results)
+    differing = [key for key in left if left[key] != right[key]]
+    if differing:
+        return False, what, f"{', '.join(differing)} differ"
+    return _same_weights(what, a, b)
+
+
+def _same_weights(what: str, a, b) -> Finding:
+    left, right = a.model.state_dict(), b.model.state_dict()
+    moved = [name for name in left if not torch.equal(left[name], right[name])]
+    return not moved, what, f"weights differ: {', '.join(moved)}" if moved else ""
+
+
+def _stream(entry: Entry) -> Iterator[Finding]:
+    make, seeded = entry.load(), "seed" in entry.params()
+    settings = {n: p.default for n, p in entry.params().items()}
+    stream, again = make(**settings), make(**settings)
+    yield isinstance(stream, Stream), "returns a Stream", type(stream).__name__
+    yield stream.content_hash() == again.content_hash(), "same arguments, same content", ""
+    if seeded:
+        other = make(**{**settings, "seed": 1})
+        yield other.content_hash() != stream.content_hash(), "another seed, another content", ""
+    yield from _separate(stream)
+    for e in stream.evals:
+        labels = set(e.test.column("y").tolist())
+        if labels != set(e.classes):
+            yield False, f"eval {e.name} tests its classes", f"{sorted(labels)} {e.classes}"
+    x = stream.experiences[0].train.rows(torch.arange(2))["x"]
+    x = x if stream.transform is None else stream.transform(x)
+    yield (
+        x.dtype == torch.float32 and x.shape[1:] == stream.input_shape,
+        "inputs have the promised shape",
+        f"{list(x.shape[1:])}",
+    )
+
+
+def _separate(stream: Stream) -> Iterator[Finding]:
+    """No row is in two of training, validation and test data."""
+    rows = {"train": [], "val": [], "test": []}
+    for e in stream.experiences:
+        rows["train"].append(e.train)
+        rows["val"] += [e.val] if e.val is not None else []
+    rows["test"] = [e.test for e in stream.evals]
+    sets = {k: {(id(t.columns["x"]), i) for t in ts for i in _indices(t)} for k, ts in rows.items()}
+    shared = (sets["train"] & sets["test"]) | (sets["train"] & sets["val"])
+    shared |= sets["val"] & sets["test"]
+    yield not shared, "training, validation and test rows are separate", f"{len(shared)} shared"
+
+
+def _indices(table) -> list[int]:
+    return range(len(table)) if table.index is None else table.index.tolist()
+
+
+def _model(entry: Entry) -> Iterator[Finding]:
+    settings = {
+        n: list(p.default) if isinstance(p.default, tuple) else p.default
+        for n, p in entry.params().items()
+    }
+    model = build(entry.name, (3, 32, 32), settings)
+    model.head.grow(3, torch.Generator().manual_seed(0))
+    old = model.head.weight.detach().clone()
+    model.head.grow(5, torch.Generator().manual_seed(1))
+    yield torch.equal(model.head.weight[:3], old), "growing keeps old columns", ""
+    output = model(torch.rand(4, 3, 32, 32))
+    yield tuple(output.shape) == (4, 5), "maps [B, C, H, W] to [B, classes]", f"{list(output.shape)}"
+    output.square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    yield not still, "gradients reach every parameter", ", ".join(still)
+    names = [part.name for part in anatomy(model)]
+    yield names == [n for n, _ in model.named_parameters()], "anatomy is a total partition", ""
