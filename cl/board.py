@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cl.record import label
+from cl.folder import label
 
 if TYPE_CHECKING:
     from cl.evaluation import Scores
@@ -40,7 +40,7 @@ class Board:
             self.writer.add_scalar(f"train/{name}", value, update)
 
     def periodic(self, loop: Loop, scores: Scores) -> None:
-        """The continual-evaluation curve between two ends of experiences."""
+        """Scores before training and between the ends of experiences."""
         self._accuracies(loop, scores.test)
         self.writer.flush()
 
@@ -123,8 +123,12 @@ def plane_figure(results: dict) -> Figure:
         axes.scatter(new[-1:], past[-1:], color=ORANGE, s=60, zorder=4)
         for i, x, y in (points[0], points[-1]):
             axes.annotate(
-                f"after experience {i}", (x, y), (-6, 8), textcoords="offset points",
-                fontsize=8, ha="right",
+                f"after experience {i}",
+                (x, y),
+                (-6, 8),
+                textcoords="offset points",
+                fontsize=8,
+                ha="right",
             )
         top = max(1.0, *past)
     else:

@@ -17,13 +17,14 @@ import cl
 from cl.config import REQUIRED
 from cl.errors import ClError
 from cl.evaluation import InferenceBatch
+from cl.folder import comparable
 from cl.models import build
 from cl.models.anatomy import anatomy
-from cl.record import check_state, comparable
 from cl.registry import ROOMS, Entry, entries, find
 from cl.runner import build_strategy, check_contract, resume
 from cl.seeding import frozen
-from cl.strategy import CLAIMS, HOOKS, Strategy
+from cl.state import check_state
+from cl.strategy import CLAIMS, HOOKS, Strategy, claims_of
 from cl.stream import Stream
 
 Finding = tuple[bool, str, str]
@@ -40,7 +41,11 @@ def check(name: str) -> Iterator[Finding]:
             continue
         required = [n for n, p in entry.params().items() if p.default is REQUIRED]
         if required:
-            yield True, "not run", f"{', '.join(required)} must be given, so it can't be tried alone"
+            yield (
+                True,
+                "not run",
+                f"{', '.join(required)} must be given, so it can't be tried alone",
+            )
             continue
         try:
             yield from kind(entry)
@@ -119,8 +124,6 @@ def _resumed(first, kept: Path) -> Finding:
 
 def _batching(first, entry: Entry) -> Finding:
     """Answers must not depend on which test rows come together (design section 9)."""
-    from cl.loop import claims_of
-
     what = "predictions do not depend on batching"
     strategy = build_strategy(entry, {})
     if "predict" in claims_of([strategy]):
@@ -201,7 +204,11 @@ def _model(entry: Entry) -> Iterator[Finding]:
     model.head.grow(5, torch.Generator().manual_seed(1))
     yield torch.equal(model.head.weight[:3], old), "growing keeps old columns", ""
     output = model(torch.rand(4, 3, 32, 32))
-    yield tuple(output.shape) == (4, 5), "maps [B, C, H, W] to [B, classes]", f"{list(output.shape)}"
+    yield (
+        tuple(output.shape) == (4, 5),
+        "maps [B, C, H, W] to [B, classes]",
+        f"{list(output.shape)}",
+    )
     output.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     yield not still, "gradients reach every parameter", ", ".join(still)

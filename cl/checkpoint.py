@@ -45,8 +45,7 @@ def pack(value: object, tensors: dict[str, Tensor], path: str) -> object:
         tensors[path] = value.get_state()
         return {"generator": path}
     if isinstance(value, nn.Module):
-        state = {f"{path}.{name}": t for name, t in value.state_dict().items()}
-        tensors |= {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
+        tensors |= {f"{path}.{name}": t for name, t in _on_cpu(value.state_dict()).items()}
         return {"module": path, "architecture": getattr(value, "architecture", None)}
     for kind in (list, tuple, set):
         if type(value) is kind:
@@ -62,9 +61,9 @@ def pack(value: object, tensors: dict[str, Tensor], path: str) -> object:
             ]
         }
     raise ContractError(
-        f"{path} holds a {type(value).__name__}, which a checkpoint can't hold; allowed: None, bool, "
-        "int, float, str, tensor, numpy array, torch.Generator, a model from loop.snapshot(), and "
-        "list, tuple, set, dict of these"
+        f"{path} holds a {type(value).__name__}, which a checkpoint can't hold; allowed: None, "
+        "bool, int, float, str, tensor, numpy array, torch.Generator, a model from "
+        "loop.snapshot(), and list, tuple, set, dict of these"
     )
 
 
@@ -105,7 +104,7 @@ def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
     aside = folder / f".{name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    weights = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in model.state_dict().items()}
+    weights = _on_cpu(model.state_dict())
     save_file(weights, aside / "model.safetensors")
     save_file(tensors, aside / "state.safetensors")
     (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
@@ -134,7 +133,9 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], dict, d
         sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
         for name, expected in sums.items():
             if _checksum(folder / name) != expected:
-                raise DataError(f"checkpoint {folder} is damaged: {name} does not match its checksum")
+                raise DataError(
+                    f"checkpoint {folder} is damaged: {name} does not match its checksum"
+                )
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"checkpoint {folder} can't be read: {error}") from error
@@ -149,6 +150,10 @@ def _module(packed: dict, tensors: dict[str, Tensor], device: torch.device, like
     module = rebuild(architecture) if architecture else copy.deepcopy(like)
     module.load_state_dict({n: tensors[f"{path}.{n}"] for n in module.state_dict()})
     return module.to(device).eval().requires_grad_(False)
+
+
+def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
 
 
 def _checksum(path: Path) -> str:

@@ -208,7 +208,9 @@ def _everywhere(name: str) -> list:
     matches = [found[name] for found in by_kind.values() if name in found]
     if not matches:
         known = {n for found in by_kind.values() for n in found} | set(SCHEMAS)
-        raise unknown("stream, strategy, model, probe or objective", name, known, " (see `cl list`)")
+        raise unknown(
+            "stream, strategy, model, probe or objective", name, known, " (see `cl list`)"
+        )
     return matches
 
 
@@ -237,3 +239,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     click.echo(f"cl: {' '.join(message.split())}", err=True)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

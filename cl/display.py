@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from cl.record import label
+from cl.folder import label
 
 if TYPE_CHECKING:
     from cl.loop import Loop

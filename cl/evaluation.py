@@ -94,8 +94,11 @@ class Evaluator:
                 undefined[j] = "nothing has been learned: prediction does not use the model"
             elif loop.no_score:
                 undefined[j] = loop.no_score
-        past = [j for j, e in enumerate(loop.stream.evals) if j not in undefined and
-                index not in e.learned_at and index >= 0]
+        past = [
+            j
+            for j, e in enumerate(loop.stream.evals)
+            if j not in undefined and index not in e.learned_at and index >= 0
+        ]
         for j in set(past) - set(self._past(past)):
             undefined[j] = f"not scored: eval.past={loop.eval.past}"
         return undefined
@@ -132,8 +135,10 @@ class Evaluator:
         """Whether features may be kept, and drop those of another state of the backbone."""
         loop, model = self.loop, self.loop.model
         plain = isinstance(model, Classifier) and not loop.claimed("predict", "objective")
-        if not plain or any(loop.hooks[name] for name in PER_BATCH) or any(
-            p.requires_grad for p in model.backbone.parameters()
+        if (
+            not plain
+            or any(loop.hooks[name] for name in PER_BATCH)
+            or any(p.requires_grad for p in model.backbone.parameters())
         ):
             return False
         digest = hashlib.blake2b()
@@ -150,10 +155,12 @@ class Evaluator:
             features = self._cache.get(tag)
             if features is None:
                 order = torch.arange(len(table), device=table.device)
-                features = torch.cat([
-                    self.loop.model.features(self.loop.prepared(table.rows(index)["x"]))
-                    for index in order.split(self.loop.eval_mb_size)
-                ])
+                features = torch.cat(
+                    [
+                        self.loop.model.features(self.loop.prepared(table.rows(index)["x"]))
+                        for index in order.split(self.loop.eval_mb_size)
+                    ]
+                )
                 if sum(f.nbytes for f in self._cache.values()) + features.nbytes <= CACHE_BYTES:
                     self._cache[tag] = features
             found.append(features)

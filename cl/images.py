@@ -61,7 +61,9 @@ def scan(path: Path) -> ImageFolder:
     if split:
         stray = tops - {"train", *TEST_FOLDERS}
         if stray:
-            raise DataError(f"{path} has {sorted(stray)[0]!r} beside train/; expected train/, test/")
+            raise DataError(
+                f"{path} has {sorted(stray)[0]!r} beside train/; expected train/, test/"
+            )
     names, is_test, kept = [], [], []
     for file, p in zip(files, parts, strict=True):
         inner = p[depth + 1 :] if split else p[depth:]
@@ -141,8 +143,15 @@ def _open(read, name: str) -> Iterator[Image.Image]:
             yield image
     except DataError:
         raise
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError,
-            EOFError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        Image.DecompressionBombError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         reason = "not an image" if "cannot identify" in str(error) else str(error)
         raise DataError(f"image {name} can't be read: {reason}") from error
 
@@ -185,7 +194,9 @@ def _listed(path: Path) -> list[str]:
             with zipfile.ZipFile(path) as archive:
                 names = [i.filename for i in archive.infolist() if not i.is_dir()]
         except (zipfile.BadZipFile, OSError) as error:
-            raise DataError(f"stream.path: {path} is neither a folder nor a zip ({error})") from error
+            raise DataError(
+                f"stream.path: {path} is neither a folder nor a zip ({error})"
+            ) from error
     return sorted(n for n in names if _is_image(n))
 
 

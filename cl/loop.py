@@ -20,17 +20,16 @@ from cl.buffers import Buffer
 from cl.config import Eval as EvalConfig
 from cl.config import Train
 from cl.data import Table
-from cl.errors import BadValue, ContractError, NonFinite
+from cl.errors import BadValue, ContractError
 from cl.evaluation import Evaluator, InferenceBatch
 from cl.models import grow
 from cl.objectives import Objective
-from cl.optim import Synchroniser, build, lr_factor
+from cl.optim import Synchroniser, build, set_lr
 from cl.registry import find
 from cl.seeding import frozen, generator
-from cl.strategy import CLAIMS, HOOKS, Strategy
+from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
-
-CHECK_EVERY = 50  # updates between two looks at the losses: one device synchronisation each
+from cl.watch import LossWatch
 
 
 @dataclass
@@ -83,6 +82,7 @@ class Loop:
         self.no_score: str | None = None
         self._loss: Tensor | None = None
         self._stop = False
+        self._scheduled = train.schedule != "constant" or train.warmup > 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._model = model.to(device)
         self._claims = claims_of(strategies)
@@ -90,7 +90,7 @@ class Loop:
         self.objective = self._claimed("objective", objective, self)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
         self._evaluator = Evaluator(self)
-        self._watch = _LossWatch(self)
+        self._watch = LossWatch(self)
 
     # -- what strategies use -------------------------------------------------------------------
 
@@ -103,7 +103,7 @@ class Loop:
     def model(self, model: nn.Module) -> None:
         self._model = model.to(self.device)
         if self._optimizer is not None:
-            self._synchroniser.sync(self._model)
+            self.synchroniser.sync(self._model)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -242,39 +242,13 @@ class Loop:
         if self._optimizer is None or reset:
             owner = self._claims.get("optimizer")
             self._optimizer = owner.optimizer(self) if owner else build(self._model, self.train)
-            self._synchroniser = Synchroniser(self._optimizer, self._model)
-        self._synchroniser.sync(self._model)
+            self.synchroniser = Synchroniser(self._optimizer, self._model)
+        self.synchroniser.sync(self._model)
 
     def measure(self, probe: str) -> dict[str, float]:
         """A probe's numbers for the model as it is; changes nothing."""
         with frozen(self._model):
             return find("probes", probe).load()(self._model, self.experience)
-
-    def optimizer_state(self) -> dict | None:
-        """Optimizer state by parameter name and the groups' settings, for the checkpoint."""
-        if self._optimizer is None:
-            return None
-        groups = [
-            {key: value for key, value in group.items() if key != "params"}
-            for group in self._optimizer.param_groups
-        ]
-        return {"state": self._synchroniser.state(), "groups": groups}
-
-    def restore(self, state: dict) -> None:
-        """Continue from a checkpoint's state; the model's weights are in place already."""
-        self.clock = Clock(**state["clock"])
-        self.samples_seen, self.trained = state["samples_seen"], state["trained"]
-        self.generators = state["generators"]
-        self.buffers = {name: Buffer.from_state(b) for name, b in state["buffers"].items()}
-        for strategy, saved in zip(self.plugins, state["strategies"], strict=True):
-            vars(strategy).update(saved)
-        self.experience = self.stream.experiences[state["next_experience"] - 1]
-        if state["optimizer"] is not None:
-            self.prepare_optimizer()
-            self._synchroniser.load_state(state["optimizer"]["state"])
-            groups = zip(self._optimizer.param_groups, state["optimizer"]["groups"], strict=True)
-            for group, saved in groups:
-                group.update(saved)
 
     def _learn(self, experience: Experience) -> None:
         self.experience, self.is_training, self._stop = experience, True, False
@@ -288,7 +262,7 @@ class Loop:
         self.grow_to(self.seen_classes)
         self.prepare_optimizer()
         self.fire("before_training_exp")
-        self._synchroniser.sync(self._model)
+        self.synchroniser.sync(self._model)
         if table is not None:
             self.trained.update({n: p.numel() for n, p in _trainable(self._model)})
             self._train_epochs()
@@ -306,9 +280,8 @@ class Loop:
 
     def _train_epochs(self) -> None:
         self._model.train()
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["initial_lr"]
         self._total = self.exp_updates
+        set_lr(self._optimizer, self.train, 0, self._total)
         for _ in range(self.train_epochs):
             if self._stop or self.clock.train_exp_iterations >= self._total:
                 break
@@ -338,10 +311,8 @@ class Loop:
             self.fire("before_update")
         if self.train.clip is not None:
             nn.utils.clip_grad_norm_(self._model.parameters(), self.train.clip)
-        if self.train.schedule != "constant" or self.train.warmup:
-            factor = lr_factor(self.train, clock.train_exp_iterations, self._total)
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
+        if self._scheduled:
+            set_lr(self._optimizer, self.train, clock.train_exp_iterations, self._total)
         self._optimizer.step()
         if hooks["after_update"]:
             self.fire("after_update")
@@ -411,90 +382,6 @@ class Loop:
         if self.train.precision == "float32":
             return _NULL
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-class _LossWatch:
-    """Losses as device tensors, read in one synchronisation every CHECK_EVERY updates."""
-
-    def __init__(self, loop: Loop):
-        self.loop = loop
-        self.losses: list[Tensor] = []
-        self.terms: dict[str, list[Tensor]] = {}
-        self.running: Tensor | None = None
-
-    def term(self, name: str, value: Tensor) -> None:
-        value = value.detach()
-        self.terms.setdefault(name, []).append(value if value.dim() == 0 else value.mean())
-        share = self.loop.mb_share
-        if share != 1:
-            self.terms[name][-1] = self.terms[name][-1] * share
-
-    def total(self, loss: Tensor, share: float) -> None:
-        loss = loss.detach() if share == 1 else loss.detach() * share
-        self.running = loss if self.running is None else self.running + loss
-
-    def step(self) -> None:
-        self.losses.append(self.running)
-        self.running = None
-        if len(self.losses) >= CHECK_EVERY:
-            self.flush()
-
-    def flush(self, weights: bool = False) -> None:
-        """Check and report what has come together; `weights` also checks the parameters."""
-        loop = self.loop
-        if self.losses:
-            n = len(self.losses)
-            losses = torch.stack(self.losses)
-            bad = (~torch.isfinite(losses)).nonzero()
-            if len(bad):
-                update = loop.clock.train_iterations - n + int(bad[0]) + 1
-                self._stop(f"loss became {losses[bad[0]].item()}", update)
-            means = {"running_loss": losses.mean().item()}
-            if self.terms:
-                named = {k: torch.stack(v).sum().item() / n for k, v in self.terms.items()}
-                other = means["running_loss"] - sum(named.values())
-                if abs(other) > 1e-6 * max(1.0, abs(means["running_loss"])):
-                    named["other"] = other
-                means |= {f"loss_{name}": value for name, value in named.items()}
-            self.losses, self.terms = [], {}
-            if loop.observer is not None:
-                loop.observer.losses(loop, means)
-        if weights:
-            for name, p in loop.model.named_parameters():
-                if not torch.isfinite(p).all():
-                    self._stop(f"weights {name} are not finite", loop.clock.train_iterations)
-
-    def _stop(self, what: str, update: int) -> None:
-        experience = self.loop.experience
-        raise NonFinite(
-            f"{what} at update {update}, in experience {experience.index} ({experience.name}); "
-            f"try a smaller train.lr (now {self.loop.train.lr:g}) or train.clip=1"
-        )
-
-
-def claims_of(strategies: list[Strategy]) -> dict[str, Strategy]:
-    """Who claims what. Raises BadValue if two strategies claim the same."""
-    owners: dict[str, Strategy] = {}
-    for claim in CLAIMS:
-        claimants = [s for s in strategies if callable(getattr(type(s), claim, None))]
-        if len(claimants) > 1:
-            names = " and ".join(type(s).__name__ for s in claimants)
-            raise BadValue(f"{names} both define {claim}(); only one of them can be used in a run")
-        if claimants:
-            owners[claim] = claimants[0]
-    return owners
-
-
-def hooks_of(strategies: list[Strategy]) -> dict[str, tuple[Callable, ...]]:
-    """For every hook the bound methods that override it, so that no-ops cost nothing."""
-    return {
-        name: tuple(
-            getattr(s, name)
-            for s in strategies
-            if getattr(type(s), name) is not getattr(Strategy, name)
-        )
-        for name in HOOKS
-    }
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

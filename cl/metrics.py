@@ -105,9 +105,7 @@ def forgetting(R: np.ndarray, learned_at: LearnedAt) -> float | None:
     return _mean([_best(R, learned_at, j) - R[last, j] for j in past(learned_at, last)])
 
 
-def forgetting_null_bias(
-    R: np.ndarray, learned_at: LearnedAt, n: Sequence[int]
-) -> float | None:
+def forgetting_null_bias(R: np.ndarray, learned_at: LearnedAt, n: Sequence[int]) -> float | None:
     """Forgetting that noise alone would show, for scores that are shares of n_j right answers.
 
     Under the null every R[i, j] from l(j) on is an independent draw k/n_j with
@@ -231,10 +229,11 @@ def _reasons(metrics: dict, R: np.ndarray, learned_at: LearnedAt, chance, shares
     no_past = not past(learned_at, len(R) - 1)
     lone = "no eval was learned before the last experience"
     cell = "it needs a cell of R that is undefined"
+    early = "needs scores on evals before they are learned: no head column exists for them"
     reasons = {
         "fwt_cw": "needs a single-task reference, which this run has not",
-        "fwt_gem": "needs scores on evals before they are learned: no head column exists for them",
-        "zero_shot": "needs scores on evals before they are learned: no head column exists for them",
+        "fwt_gem": early,
+        "zero_shot": early,
         "forgetting_null_bias": lone if no_past else cell if shares else "scores are no shares",
     }
     if metrics["eval_every"] is None:

@@ -101,3 +101,10 @@ def lr_factor(train: Train, step: int, total: int) -> float:
     if train.schedule == "cosine":
         return rise * (1 + math.cos(math.pi * step / total)) / 2
     return rise
+
+
+def set_lr(optimizer: torch.optim.Optimizer, train: Train, step: int, total: int) -> None:
+    """Set every group's rate for update `step` (0-based) of the experience's `total`."""
+    factor = lr_factor(train, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor

@@ -1,23 +1,15 @@
-"""The run folder: recipe, scores, curves, checkpoint, log.
+"""The recorder: keeps a run folder up to date while the loop runs.
 
-`<out>/<stream>/<strategy>[,changed=value...]/seed<k>/` with `recipe.yaml`, `results.json`
-(schema 1), `curves.jsonl`, TensorBoard events, `checkpoint/`, `log.txt`. Raw scores are the
-truth; metrics can be recomputed from them.
+Raw scores are the truth; metrics can be recomputed from them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
-import os
 import platform
-import re
 import resource
-import shutil
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,38 +21,14 @@ import cl
 from cl import checkpoint, metrics
 from cl.checkpoint import pack
 from cl.config import show
-from cl.errors import DataError
 from cl.evaluation import Scores
-from cl.seeding import global_state, restore_globals
+from cl.folder import SCHEMA, logger, write
+from cl.state import restore, restore_model, state_of
+from cl.stream import Stream
 
 if TYPE_CHECKING:
     from cl.loop import Loop
-    from cl.runner import Recipe
-
-SCHEMA = 1
-SLUG_LENGTH = 120
-
-
-def run_folder(recipe: Recipe) -> Path:
-    """Where a recipe's run is written."""
-    parts = [f"{key}={_short(value)}" for key, value in recipe.changed.items()]
-    name = ",".join([recipe.strategy_slug, *parts])
-    return Path(recipe.out) / _slug(recipe.stream_slug) / _slug(name) / f"seed{recipe.seed}"
-
-
-def prepare(folder: Path, out: Path) -> None:
-    """Make an empty `folder`; what stood there moves to `<out>/.old/`. Raises DataError."""
-    try:
-        if folder.exists():
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            old = out / ".old" / folder.relative_to(out).parent / f"{folder.name}-{stamp}"
-            while old.exists():
-                old = old.with_name(old.name + "+")
-            old.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(folder, old)
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"can't write to {folder}: {error.strerror}; choose another out=") from error
+    from cl.recipe import Recipe
 
 
 class Recorder:
@@ -82,7 +50,7 @@ class Recorder:
         self.eval_seconds = self.earlier_seconds = 0.0
         self.started = time.perf_counter()
         self.status = "running"
-        self.log = _logger(folder)
+        self.log = logger(folder)
         self._curves = None
 
     # -- what the loop calls ----------------------------------------------------------------------
@@ -107,6 +75,8 @@ class Recorder:
         if kind == "untrained":
             self.b = scores.test
             self._explain("b", scores.test, scores.undefined)
+            if self.board is not None:
+                self.board.periodic(loop, scores)
             self.write_recipe(loop)
             self.write_results(loop)
             return
@@ -153,12 +123,12 @@ class Recorder:
         text = "# cl run recipe.yaml\n" + yaml.safe_dump(
             self.recipe.flat(), sort_keys=False, allow_unicode=True, default_flow_style=None
         )
-        _write(self.folder / "recipe.yaml", text)
+        write(self.folder / "recipe.yaml", text)
 
     def write_results(self, loop: Loop) -> dict:
         """`results.json`, replaced at once; returns its content."""
         results = self.results(loop)
-        _write(self.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        write(self.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
         return results
 
     def results(self, loop: Loop) -> dict:
@@ -179,26 +149,7 @@ class Recorder:
             "domain": stream.domain,
             "seed": recipe.seed,
             "score": stream.score,
-            "experiences": [
-                {
-                    "name": e.name,
-                    "n_train": len(e.train),
-                    "n_val": len(e.val) if e.val is not None else 0,
-                    "classes": [stream.class_names[c] for c in e.classes],
-                }
-                for e in stream.experiences
-            ],
-            "evals": [
-                {
-                    "name": e.name,
-                    "kind": e.kind,
-                    "learned_at": list(e.learned_at),
-                    "n": len(e.test),
-                    "classes": [stream.class_names[c] for c in e.classes],
-                    "chance": e.chance,
-                }
-                for e in stream.evals
-            ],
+            **_description(stream),
             "b": self.b,
             "R": self.rows["R"],
             "V": self.rows["V"] if self.has_val else None,
@@ -292,15 +243,7 @@ class Recorder:
     def save_checkpoint(self, loop: Loop) -> None:
         """Everything that is needed to go on after the current experience."""
         state = {
-            "next_experience": loop.experience.index + 1,
-            "clock": asdict(loop.clock),
-            "samples_seen": loop.samples_seen,
-            "trained": loop.trained,
-            "generators": loop.generators,
-            "globals": global_state(),
-            "buffers": {name: buffer.state() for name, buffer in loop.buffers.items()},
-            "strategies": [vars(s) for s in loop.plugins],
-            "optimizer": loop.optimizer_state(),
+            **state_of(loop),
             "record": {
                 "rows": self.rows,
                 "b": self.b,
@@ -321,9 +264,9 @@ class Recorder:
         if not saved:
             return 0
         weights, document, tensors = checkpoint.load(saved[-1], loop.device)
-        _restore_model(loop, weights, document["model"])
+        restore_model(loop, weights, document["model"])
         state = checkpoint.unpack(document["state"], tensors, loop.device, like=loop.model)
-        loop.restore(state)
+        restore(loop, state)
         record = state["record"]
         self.rows, self.b, self.undefined = record["rows"], record["b"], record["undefined"]
         self.steps = [tuple(step) for step in record["steps"]]
@@ -331,44 +274,34 @@ class Recorder:
         self.eval_seconds, self.earlier_seconds = record["eval_seconds"], record["seconds"]
         curves = self.folder / "curves.jsonl"
         lines = curves.read_text(encoding="utf-8").splitlines(keepends=True)
-        _write(curves, "".join(lines[: self.n_lines]))
-        restore_globals(state["globals"])
+        write(curves, "".join(lines[: self.n_lines]))
         return state["next_experience"]
 
 
-def check_state(strategies: list) -> None:
-    """Refuse strategy state that a checkpoint could not hold. Raises ContractError."""
-    for strategy in strategies:
-        for name, value in vars(strategy).items():
-            pack(value, {}, f"{type(strategy).__name__}.{name}")
-
-
-def read_results(folder: Path) -> dict:
-    """`results.json` of a run folder. Raises DataError in one line."""
-    path = folder / "results.json"
-    if not path.is_file():
-        raise DataError(f"{folder} is no run folder: it holds no results.json")
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        schema = results.get("schema") if isinstance(results, dict) else None
-        raise DataError(f"{path} has schema {schema}; this version reads schema {SCHEMA}")
-    return results
-
-
-def comparable(results: dict) -> dict:
-    """Results without what may differ between two runs of one recipe: times, memory, machine."""
-    kept = {k: v for k, v in results.items() if k not in ("versions", "device")}
-    volatile = ("train_seconds", "eval_seconds", "peak_memory_bytes")
-    kept["cost"] = {k: v for k, v in results["cost"].items() if k not in volatile}
-    return kept
-
-
-def label(results: dict) -> str:
-    """The strategy's name for people: without the path of a file of the user's own."""
-    return "+".join(part.rpartition(":")[2] for part in results["strategy"].split("+"))
+def _description(stream: Stream) -> dict:
+    """The `experiences` and `evals` of results.json."""
+    names = stream.class_names
+    experiences = [
+        {
+            "name": e.name,
+            "n_train": len(e.train),
+            "n_val": len(e.val) if e.val is not None else 0,
+            "classes": [names[c] for c in e.classes],
+        }
+        for e in stream.experiences
+    ]
+    evals = [
+        {
+            "name": e.name,
+            "kind": e.kind,
+            "learned_at": list(e.learned_at),
+            "n": len(e.test),
+            "classes": [names[c] for c in e.classes],
+            "chance": e.chance,
+        }
+        for e in stream.evals
+    ]
+    return {"experiences": experiences, "evals": evals}
 
 
 def stored_bytes(loop: Loop) -> int:
@@ -409,60 +342,5 @@ def describe_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _restore_model(loop: Loop, weights: dict, description: dict) -> None:
-    architecture = description["architecture"]
-    if architecture:
-        loop.model.head.grow(architecture["n_classes"])
-        loop.model.normalize = architecture["normalize"]
-    loop.model.load_state_dict(weights)
-    for name, p in loop.model.named_parameters():
-        p.requires_grad_(description["requires_grad"][name])
-    loop.model.to(loop.device)
-
-
 def _nan(values: list) -> list[float]:
     return [float("nan") if value is None else value for value in values]
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _logger(folder: Path) -> logging.Logger:
-    log = logging.Logger(f"cl.{folder}")
-    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    return log
-
-
-def _short(value: object) -> str:
-    """A value in a folder name; a path is its last part and 8 characters of its hash."""
-    text = show(value)
-    if "/" in text:
-        return f"{Path(text).name}-{_hash(text)}"
-    return text
-
-
-def _slug(text: str) -> str:
-    safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text)
-    if safe != text or len(safe) > SLUG_LENGTH:
-        return f"{safe[:SLUG_LENGTH]}-{_hash(text)}"
-    return safe
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def clear(folder: Path) -> None:
-    """Empty a run folder whose run has to start over; its recipe stays."""
-    for path in folder.iterdir():
-        if path.name == "recipe.yaml":
-            continue
-        shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -100,7 +100,9 @@ class Request:
             line = " ".join(str(error).split())
             raise DataError(f"recipe {path} is no YAML: {line}") from error
         if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-            raise DataError(f"recipe {path} must hold `key: value` lines, stream and strategy first")
+            raise DataError(
+                f"recipe {path} must hold `key: value` lines, stream and strategy first"
+            )
         missing = {"stream", "strategy"} - recipe.keys()
         if missing:
             raise DataError(f"recipe {path} lacks {' and '.join(sorted(missing))}")

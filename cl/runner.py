@@ -1,73 +1,32 @@
-"""One run: resolve the recipe, build its parts, run the loop, keep the record.
-
-Precedence of settings: constructor < the stream's `defaults` < recipe < command line.
-"""
+"""One run: resolve the recipe, build its parts, run the loop, keep the record."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from traceback import walk_tb
 
 import numpy as np
 import torch
 from torch import nn
 
-from cl import checkpoint, objectives, record
+from cl import checkpoint, objectives
 from cl.board import Board
-from cl.config import REQUIRED, Eval, Param, Train, params_of_schema, parse, parse_all
+from cl.config import REQUIRED
 from cl.display import Display
 from cl.errors import BadValue, ClError, ContractError, DataError, RunError, unknown
-from cl.loop import Loop, claims_of
+from cl.folder import clear, prepare, read_results, run_folder
+from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
+from cl.recipe import Recipe, defaults_of, hparams, resolve
 from cl.record import Recorder
 from cl.registry import Entry, find, snake
 from cl.request import Request
 from cl.seeding import global_state, restore_globals, seed_globals
-from cl.strategy import HOOKS, NEEDS, Strategy
+from cl.state import check_state
+from cl.strategy import HOOKS, NEEDS, Strategy, claims_of
 from cl.stream import GIVES, Stream
-
-
-@dataclass
-class Recipe:
-    """A fully resolved run: what is built, with every setting."""
-
-    stream: str
-    stream_slug: str
-    strategy: str
-    strategy_slug: str
-    model: str
-    seed: int
-    device: str
-    threads: int
-    out: str
-    probes: list[str]
-    stream_settings: dict
-    strategy_settings: list[tuple[str, dict]]
-    model_settings: dict
-    train: Train
-    eval: Eval
-    needs: tuple[str, ...] = ()
-    changed: dict = field(default_factory=dict)
-    repeatable: bool = True
-
-    def flat(self) -> dict[str, Any]:
-        """{key: value} as one would give them on the command line."""
-        flat = {"stream": self.stream, "strategy": self.strategy, "model": self.model}
-        flat |= {"seed": self.seed, "device": self.device, "threads": self.threads}
-        flat |= {f"stream.{k}": v for k, v in self.stream_settings.items()}
-        several = len(self.strategy_settings) > 1
-        for slug, settings in self.strategy_settings:
-            prefix = f"strategy.{slug}." if several else "strategy."
-            flat |= {prefix + k: v for k, v in settings.items()}
-        flat |= {f"model.{k}": v for k, v in self.model_settings.items()}
-        flat |= {f"train.{k}": v for k, v in vars(self.train).items()}
-        flat |= {f"eval.{k}": v for k, v in vars(self.eval).items()}
-        flat["probes"] = self.probes
-        if not self.repeatable:
-            flat["note"] = "built from Python objects; `cl run` can't repeat it"
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
 
 
 @dataclass
@@ -120,12 +79,12 @@ def run(stream, strategy="naive", /, **settings) -> Result:
 def load(folder) -> Result:
     """A recorded run: `.R .metrics .results .model .dir`. Raises DataError."""
     folder = Path(folder)
-    return Result(record.read_results(folder), folder)
+    return Result(read_results(folder), folder)
 
 
 def resume(folder: Path, *, progress: bool = False) -> Result:
     """Go on after the last checkpoint; without one start over; finished: just load it."""
-    results = record.read_results(folder)
+    results = read_results(folder)
     if results["status"] == "finished":
         return load(folder)
     request = Request.from_recipe(folder / "recipe.yaml", {})
@@ -164,9 +123,9 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         device=device,
     )
     _check_training(recipe, stream, loop)
-    folder = resume_in or record.run_folder(recipe)
+    folder = resume_in or run_folder(recipe)
     if resume_in is None:
-        record.prepare(folder, Path(recipe.out))
+        prepare(folder, Path(recipe.out))
     recorder = Recorder(folder, recipe, stream)
     return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
 
@@ -177,15 +136,16 @@ def _run_recorded(
     recipe = recorder.recipe
     start = recorder.restore(loop) if resuming else 0
     if resuming and start == 0:
-        record.clear(folder)
+        clear(folder)
     else:
         recorder.write_recipe()
-    recorder.board = Board(folder, _hparams(recipe), loop.clock.train_iterations if start else 0)
+    recorder.board = Board(folder, hparams(recipe), loop.clock.train_iterations if start else 0)
     display = Display(len(loop.stream), _planned(loop)) if progress else None
     recorder.display = loop_display = display
     loop.observer = recorder
-    recorder.log.info("%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed,
-                      recipe.device)
+    recorder.log.info(
+        "%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed, recipe.device
+    )
     status = None
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -193,9 +153,9 @@ def _run_recorded(
             loop.run(start)
     except Exception as error:
         status = "failed"
-        recorder.log.error("%s: %s", type(error).__name__, error)
-        if not isinstance(error, ClError):
-            raise RunError(f"{type(error).__name__}: {error}") from error
+        recorder.log.exception("the run failed")
+        if not isinstance(error, ClError):  # a plug-in's own, or a bug of ours
+            raise RunError(f"{type(error).__name__}: {error} in {_place(error)}") from error
         raise
     except BaseException as stop:
         recorder.log.info("stopped by %s", type(stop).__name__)
@@ -207,7 +167,18 @@ def _run_recorded(
         if loop_display is not None:
             loop_display.close()
         recorder.close(status, loop)
-    return Result(record.read_results(folder), folder, loop.model)
+    return Result(read_results(folder), folder, loop.model)
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised: the deepest frame outside installed libraries."""
+    frames = [f for f in walk_tb(error.__traceback__) if "site-packages" not in _file(f[0])]
+    frame, line = frames[-1]
+    return f"{frame.f_code.co_qualname}, {_file(frame)}:{line}"
+
+
+def _file(frame) -> str:
+    return frame.f_code.co_filename
 
 
 def pick_device(name: str) -> torch.device:
@@ -223,57 +194,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve(
-    request: Request, stream: Stream, stream_settings: dict, device: str, needs: tuple[str, ...]
-) -> Recipe:
-    """All settings by precedence, and which of them differ from what would be without them."""
-    given = request.given
-    defaults = {**stream.defaults}
-    model = request.top["model"] or defaults.get("model", "small_cnn")
-    if "model" in request.objects:
-        model, model_params = type(request.objects["model"]).__name__, {}
-    else:
-        model_params = find("models", model).params()
-    schemas = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
-    sections, changed = {}, {}
-    for prefix, params in {**schemas, "model": model_params}.items():
-        base = _defaults(params)
-        inherited = model == defaults.get("model") or prefix != "model"
-        base |= _section(defaults, prefix, params) if inherited else {}
-        own = parse_all(f"{prefix}.", given.get(prefix, {}), params, f"{prefix} {model}".strip())
-        sections[prefix] = base | own
-        changed |= {f"{prefix}.{k}": v for k, v in own.items() if v != base[k]}
-    strategy_settings = [
-        (entry.slug, _defaults(entry.params()) | settings)
-        for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
-    ]
-    probes = request.top["probes"]
-    return Recipe(
-        stream=request.stream_name,
-        stream_slug=request.stream_slug,
-        strategy=request.strategy_name,
-        strategy_slug=request.strategy_slug,
-        model=model,
-        seed=request.top["seed"],
-        device=device,
-        threads=request.top["threads"],
-        out=request.top["out"],
-        probes=list(probes),
-        stream_settings=stream_settings,
-        strategy_settings=strategy_settings,
-        model_settings=sections["model"],
-        train=Train(**sections["train"]),
-        eval=Eval(**sections["eval"]),
-        needs=needs,
-        changed=request.changed(defaults.get("model")) | changed,
-        repeatable=not request.objects,
-    )
-
-
 def _stream(request: Request) -> tuple[Stream, dict]:
     if "stream" in request.objects:
         return request.objects["stream"], {}
-    settings = _defaults(request.stream.params()) | request.stream_settings
+    settings = defaults_of(request.stream.params()) | request.stream_settings
     if "seed" in settings and "seed" not in request.stream_settings:
         settings["seed"] = request.top["seed"]
     missing = [name for name, value in settings.items() if value is REQUIRED]
@@ -307,7 +231,7 @@ def _strategies(request: Request, stream: Stream) -> tuple[list[Strategy], tuple
             f"{stream.name} does not give; it gives {', '.join(sorted(stream.gives)) or 'nothing'}"
         )
     claims_of(strategies)
-    record.check_state(strategies)
+    check_state(strategies)
     return strategies, needs
 
 
@@ -315,7 +239,9 @@ def build_strategy(entry: Entry, settings: dict) -> Strategy:
     """Import a strategy and construct it with parsed settings. Raises ContractError."""
     made = entry.load()
     if not (isinstance(made, type) and issubclass(made, Strategy)):
-        raise ContractError(f"{entry.name} is no strategy: it must be a class derived from cl.Strategy")
+        raise ContractError(
+            f"{entry.name} is no strategy: it must be a class derived from cl.Strategy"
+        )
     missing = [n for n, p in entry.params().items() if p.default is REQUIRED and n not in settings]
     if missing:
         raise BadValue(f"strategy {entry.name} needs strategy.{missing[0]}=...")
@@ -357,30 +283,6 @@ def _planned(loop: Loop) -> list[int]:
     return planned
 
 
-def _defaults(params: dict[str, Param]) -> dict[str, Any]:
-    return {
-        name: list(p.default) if isinstance(p.default, tuple) else p.default
-        for name, p in params.items()
-    }
-
-
-def _section(defaults: dict, prefix: str, params: dict[str, Param]) -> dict[str, Any]:
-    section = {}
-    for key, value in defaults.items():
-        if key.startswith(f"{prefix}."):
-            name = key.partition(".")[2]
-            section[name] = parse(key, value, params[name].annotation)
-    return section
-
-
-def _hparams(recipe: Recipe) -> dict:
-    flat = {k: v for k, v in recipe.flat().items() if k not in ("threads", "stream.path")}
-    return {
-        key: value if isinstance(value, bool | int | float | str) else str(value)
-        for key, value in flat.items()
-    }
-
-
 def _saved_model(folder: Path) -> nn.Module:
     saved = checkpoint.found(folder / "checkpoint")
     if not saved:
@@ -388,8 +290,10 @@ def _saved_model(folder: Path) -> nn.Module:
     weights, document, _ = checkpoint.load(saved[-1], torch.device("cpu"))
     architecture = document["model"]["architecture"]
     if architecture is None:
-        raise DataError(f"{folder} was run with a model of the user's own; load its weights from "
-                        f"{saved[-1]}/model.safetensors")
+        raise DataError(
+            f"{folder} was run with a model of the user's own; load its weights from "
+            f"{saved[-1]}/model.safetensors"
+        )
     model: Classifier = rebuild(architecture)
     model.load_state_dict(weights)
     return model.eval()

@@ -6,7 +6,10 @@ A strategy overrides hooks; all of them get the loop (`cl/loop.py`). Reading is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
+
+from cl.errors import BadValue
 
 if TYPE_CHECKING:
     from cl.loop import Loop
@@ -157,3 +160,28 @@ class Strategy:
 
     def after_eval(self, loop: Loop) -> None:
         """The evaluation is over."""
+
+
+def claims_of(strategies: list[Strategy]) -> dict[str, Strategy]:
+    """Who claims what. Raises BadValue if two strategies claim the same."""
+    owners: dict[str, Strategy] = {}
+    for claim in CLAIMS:
+        claimants = [s for s in strategies if callable(getattr(type(s), claim, None))]
+        if len(claimants) > 1:
+            names = " and ".join(type(s).__name__ for s in claimants)
+            raise BadValue(f"{names} both define {claim}(); only one of them can be used in a run")
+        if claimants:
+            owners[claim] = claimants[0]
+    return owners
+
+
+def hooks_of(strategies: list[Strategy]) -> dict[str, tuple[Callable, ...]]:
+    """For every hook the bound methods that override it, so that no-ops cost nothing."""
+    return {
+        name: tuple(
+            getattr(s, name)
+            for s in strategies
+            if getattr(type(s), name) is not getattr(Strategy, name)
+        )
+        for name in HOOKS
+    }

@@ -84,8 +84,9 @@ class FeTrIL(Strategy):
 
 def class_means(x, y, known):
     """mu [C, D] with the means of the classes in y [N] set from x [N, D], others from `known`."""
-    mu = x.new_zeros(int(y.max()) + 1 if known is None else max(len(known), int(y.max()) + 1),
-                     x.shape[1])
+    mu = x.new_zeros(
+        int(y.max()) + 1 if known is None else max(len(known), int(y.max()) + 1), x.shape[1]
+    )
     if known is not None:
         mu[: len(known)] = known
     for c in y.unique():

@@ -25,7 +25,7 @@ class RawNCM(Strategy):
 
     def data(self, loop, experience):
         """No gradient training."""
-        return None
+        return
 
     def after_training_exp(self, loop):
         """Add the experience's rows to the sums of their classes."""

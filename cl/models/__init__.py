@@ -41,7 +41,9 @@ class GrowingHead(nn.Module):
         new = new.to(self.weight)
         flag = self.weight.requires_grad
         self.weight = nn.Parameter(torch.cat([self.weight.detach(), new[:, :d]]), flag)
-        self.bias = nn.Parameter(torch.cat([self.bias.detach(), new[:, d]]), self.bias.requires_grad)
+        self.bias = nn.Parameter(
+            torch.cat([self.bias.detach(), new[:, d]]), self.bias.requires_grad
+        )
 
     @torch.no_grad()
     def write(self, weight: Tensor, bias: Tensor) -> None:

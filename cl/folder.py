@@ -1,0 +1,124 @@
+"""The run folder: its name, its files, written at once or not at all.
+
+`<out>/<stream>/<strategy>[,changed=value...]/seed<k>/` with `recipe.yaml`, `results.json`
+(schema 1), `curves.jsonl`, TensorBoard events, `checkpoint/`, `log.txt`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cl.config import show
+from cl.errors import DataError
+
+if TYPE_CHECKING:
+    from cl.recipe import Recipe
+
+SCHEMA = 1
+SLUG_LENGTH = 120
+
+
+def run_folder(recipe: Recipe) -> Path:
+    """Where a recipe's run is written."""
+    parts = [f"{key}={_short(value)}" for key, value in recipe.changed.items()]
+    name = ",".join([recipe.strategy_slug, *parts])
+    return Path(recipe.out) / _slug(recipe.stream_slug) / _slug(name) / f"seed{recipe.seed}"
+
+
+def prepare(folder: Path, out: Path) -> None:
+    """Make an empty `folder`; what stood there moves to `<out>/.old/`. Raises DataError."""
+    try:
+        if folder.exists():
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            old = out / ".old" / folder.relative_to(out).parent / f"{folder.name}-{stamp}"
+            while old.exists():
+                old = old.with_name(old.name + "+")
+            old.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, old)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(
+            f"can't write to {folder}: {error.strerror}; choose another out="
+        ) from error
+
+
+def clear(folder: Path) -> None:
+    """Empty a run folder whose run has to start over; its recipe stays."""
+    for path in folder.iterdir():
+        if path.name == "recipe.yaml":
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_results(folder: Path) -> dict:
+    """`results.json` of a run folder. Raises DataError in one line."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise DataError(f"{folder} is no run folder: it holds no results.json")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
+        schema = results.get("schema") if isinstance(results, dict) else None
+        raise DataError(f"{path} has schema {schema}; this version reads schema {SCHEMA}")
+    return results
+
+
+def comparable(results: dict) -> dict:
+    """Results without what may differ between two runs of one recipe: times, memory, machine."""
+    kept = {k: v for k, v in results.items() if k not in ("versions", "device")}
+    volatile = ("train_seconds", "eval_seconds", "peak_memory_bytes")
+    kept["cost"] = {k: v for k, v in results["cost"].items() if k not in volatile}
+    return kept
+
+
+def label(results: dict) -> str:
+    """The strategy's name for people: without the path of a file of the user's own."""
+    return "+".join(part.rpartition(":")[2] for part in results["strategy"].split("+"))
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file's content at once: aside, synced, renamed."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def logger(folder: Path) -> logging.Logger:
+    """A logger of its own that writes `log.txt`."""
+    log = logging.Logger(f"cl.{folder}")
+    handler = logging.FileHandler(folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    return log
+
+
+def _short(value: object) -> str:
+    """A value in a folder name; a path is its last part and 8 characters of its hash."""
+    text = show(value)
+    if "/" in text:
+        return f"{Path(text).name}-{_hash(text)}"
+    return text
+
+
+def _slug(text: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text)
+    if safe != text or len(safe) > SLUG_LENGTH:
+        return f"{safe[:SLUG_LENGTH]}-{_hash(text)}"
+    return safe
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,128 @@
+"""The recipe: a run with every setting resolved.
+
+Precedence: constructor < the stream's `defaults` < recipe file < command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cl.config import Eval, Param, Train, params_of_schema, parse, parse_all
+from cl.registry import find
+from cl.request import Request
+from cl.stream import Stream
+
+
+@dataclass
+class Recipe:
+    """A fully resolved run: what is built, with every setting."""
+
+    stream: str
+    stream_slug: str
+    strategy: str
+    strategy_slug: str
+    model: str
+    seed: int
+    device: str
+    threads: int
+    out: str
+    probes: list[str]
+    stream_settings: dict
+    strategy_settings: list[tuple[str, dict]]
+    model_settings: dict
+    train: Train
+    eval: Eval
+    needs: tuple[str, ...] = ()
+    changed: dict = field(default_factory=dict)
+    repeatable: bool = True
+
+    def flat(self) -> dict[str, Any]:
+        """{key: value} as one would give them on the command line."""
+        flat = {"stream": self.stream, "strategy": self.strategy, "model": self.model}
+        flat |= {"seed": self.seed, "device": self.device, "threads": self.threads}
+        flat |= {f"stream.{k}": v for k, v in self.stream_settings.items()}
+        several = len(self.strategy_settings) > 1
+        for slug, settings in self.strategy_settings:
+            prefix = f"strategy.{slug}." if several else "strategy."
+            flat |= {prefix + k: v for k, v in settings.items()}
+        flat |= {f"model.{k}": v for k, v in self.model_settings.items()}
+        flat |= {f"train.{k}": v for k, v in vars(self.train).items()}
+        flat |= {f"eval.{k}": v for k, v in vars(self.eval).items()}
+        flat["probes"] = self.probes
+        if not self.repeatable:
+            flat["note"] = "built from Python objects; `cl run` can't repeat it"
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+
+def resolve(
+    request: Request, stream: Stream, stream_settings: dict, device: str, needs: tuple[str, ...]
+) -> Recipe:
+    """All settings by precedence, and which of them differ from what would be without them."""
+    given = request.given
+    defaults = {**stream.defaults}
+    model = request.top["model"] or defaults.get("model", "small_cnn")
+    if "model" in request.objects:
+        model, model_params = type(request.objects["model"]).__name__, {}
+    else:
+        model_params = find("models", model).params()
+    schemas = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
+    sections, changed = {}, {}
+    for prefix, params in {**schemas, "model": model_params}.items():
+        base = defaults_of(params)
+        inherited = model == defaults.get("model") or prefix != "model"
+        base |= _section(defaults, prefix, params) if inherited else {}
+        own = parse_all(f"{prefix}.", given.get(prefix, {}), params, f"{prefix} {model}".strip())
+        sections[prefix] = base | own
+        changed |= {f"{prefix}.{k}": v for k, v in own.items() if v != base[k]}
+    strategy_settings = [
+        (entry.slug, defaults_of(entry.params()) | settings)
+        for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
+    ]
+    probes = request.top["probes"]
+    return Recipe(
+        stream=request.stream_name,
+        stream_slug=request.stream_slug,
+        strategy=request.strategy_name,
+        strategy_slug=request.strategy_slug,
+        model=model,
+        seed=request.top["seed"],
+        device=device,
+        threads=request.top["threads"],
+        out=request.top["out"],
+        probes=list(probes),
+        stream_settings=stream_settings,
+        strategy_settings=strategy_settings,
+        model_settings=sections["model"],
+        train=Train(**sections["train"]),
+        eval=Eval(**sections["eval"]),
+        needs=needs,
+        changed=request.changed(defaults.get("model")) | changed,
+        repeatable=not request.objects,
+    )
+
+
+def hparams(recipe: Recipe) -> dict:
+    """The settings that TensorBoard shows beside the final metrics."""
+    flat = {k: v for k, v in recipe.flat().items() if k not in ("threads", "stream.path")}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in flat.items()
+    }
+
+
+def defaults_of(params: dict[str, Param]) -> dict[str, Any]:
+    """{name: default}, lists as lists, REQUIRED where there is none."""
+    return {
+        name: list(p.default) if isinstance(p.default, tuple) else p.default
+        for name, p in params.items()
+    }
+
+
+def _section(defaults: dict, prefix: str, params: dict[str, Param]) -> dict[str, Any]:
+    section = {}
+    for key, value in defaults.items():
+        if key.startswith(f"{prefix}."):
+            name = key.partition(".")[2]
+            section[name] = parse(key, value, params[name].annotation)
+    return section
