@@ -3,7 +3,7 @@
 Part 1  microseconds per update of cl's Loop with `naive`, of a hand-written PyTorch loop and of
         Avalanche's Naive: same initial weights, same rows, same optimizer, float32 in memory
 Part 2  images per second with random crop and flip: cl's Loop on a uint8 pool that lives on the
-        device, Avalanche's Naive on PIL images (kept decoded) through torchvision's transforms
+        device, Avalanche's Naive on PIL images through torchvision's transforms
 Method  one process; contestants take turns, a different one first in every round; the first
         round is a warm-up and not counted. Times are medians over rounds, ratios medians of the
         ratios within a round. A run is timed from its first line to its last, set-up included;
@@ -55,6 +55,7 @@ LR, MOMENTUM = 0.01, 0.9
 OURS, BARE, AVALANCHE = "cl", "bare PyTorch", "Avalanche"
 AVALANCHE_DEFAULT = "Avalanche, default evaluator"
 AUGMENT = ("crop", "flip")
+README = Path(__file__).parents[1] / "README.md"
 
 
 @dataclass(frozen=True)
@@ -193,17 +194,17 @@ def avalanche_experience(dataset: Dataset, transform: Callable | None = None):
 
 
 class Pictures(Dataset):
-    """Decoded PIL images in memory, with the `targets` that Avalanche asks for."""
+    """Byte arrays in memory, a PIL image for each item drawn, as torchvision's CIFAR10 does it."""
 
     def __init__(self, x: Tensor, y: Tensor):
-        self.images = [Image.fromarray(image) for image in x.permute(0, 2, 3, 1).numpy()]
+        self.images = x.permute(0, 2, 3, 1).contiguous().numpy()
         self.targets = y.tolist()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[Image.Image, int]:
-        return self.images[position], self.targets[position]
+        return Image.fromarray(self.images[position]), self.targets[position]
 
 
 # -- timing ----------------------------------------------------------------------------------------
@@ -423,6 +424,15 @@ def table(rows: list[Row], markdown: bool) -> str:
     )
 
 
+def write_readme(text: str, about: dict) -> None:
+    """Replace what stands between the README's markers."""
+    start, end = "<!-- loop_overhead -->", "<!-- /loop_overhead -->"
+    readme = README.read_text(encoding="utf-8")
+    head, tail = readme.partition(start)[0], readme.partition(end)[2]
+    setting = ", ".join(f"{key} {value}" for key, value in about.items())
+    README.write_text(f"{head}{start}\n{text}\n\n({setting})\n{end}{tail}", encoding="utf-8")
+
+
 def environment(args: argparse.Namespace) -> dict:
     """What the numbers depend on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -446,6 +456,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write the rows into this file")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
     args = parser.parse_args()
     if args.rounds < 5:
         parser.error(f"--rounds must be 5 or more, got {args.rounds}")
@@ -470,6 +481,8 @@ def main() -> None:
     print("  ".join(f"{key} {value}" for key, value in about.items()) + "\n")
     print(table(rows, args.markdown))
     print(f"\n{time.perf_counter() - started:.0f} s")
+    if args.write:
+        write_readme(table(rows, markdown=True), about)
     if args.json:
         args.json.write_text(json.dumps({**about, "rows": [asdict(r) for r in rows]}, indent=1))
 

@@ -121,15 +121,9 @@ def plane_figure(results: dict) -> Figure:
         axes.plot(new, past, color=BLUE, lw=1, alpha=0.6)
         axes.scatter(new, past, color=BLUE, s=22, zorder=3)
         axes.scatter(new[-1:], past[-1:], color=ORANGE, s=60, zorder=4)
-        for i, x, y in (points[0], points[-1]):
-            axes.annotate(
-                f"after experience {i}",
-                (x, y),
-                (-6, 8),
-                textcoords="offset points",
-                fontsize=8,
-                ha="right",
-            )
+        for (i, x, y), below in ((points[0], False), (points[-1], True)):
+            place = {"xy": (x, y), "xytext": (-7, -14 if below else 8), "ha": "right"}
+            axes.annotate(f"after experience {i}", textcoords="offset points", fontsize=8, **place)
         top = max(1.0, *past)
     else:
         axes.text(0.5, 0.5, "no experience has a past to keep", ha="center")
