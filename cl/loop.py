@@ -220,14 +220,14 @@ class Loop:
                 self.fire("after_training")
             self.is_training = False
             self._watch.flush(weights=True)
-            self._score("experience")
             self.clock.train_exp_counter += 1
+            self._score("experience")
 
     def grow_to(self, n_classes: int) -> None:
         """Make the head at least `n_classes` wide."""
         owner = self._claims.get("grow")
         owner.grow(self._model, n_classes) if owner else grow(
-            self._model, n_classes, self.rng(f"head_{n_classes}")
+            self._model, n_classes, generator(self.seed, f"head_{n_classes}")
         )
         self._model.to(self.device)
 
@@ -261,6 +261,7 @@ class Loop:
         self.dataloader = None if table is None else self.objective.batches(self, table)
         self.grow_to(self.seen_classes)
         self.prepare_optimizer()
+        self._model.train()
         self.fire("before_training_exp")
         self.synchroniser.sync(self._model)
         if table is not None:
@@ -279,7 +280,6 @@ class Loop:
         return min(planned, self.train.updates or planned)
 
     def _train_epochs(self) -> None:
-        self._model.train()
         self._total = self.exp_updates
         set_lr(self._optimizer, self.train, 0, self._total)
         for _ in range(self.train_epochs):
@@ -297,16 +297,17 @@ class Loop:
     def _update(self, index: Tensor) -> None:
         """One optimizer step on the rows at positions `index` [B] of the adapted data."""
         hooks, clock = self.hooks, self.clock
-        self.mb_index = index
+        several = self.train.accumulate > 1
+        parts = index.split(-(-len(index) // self.train.accumulate)) if several else (index,)
+        self._fetch(parts[0], index)
         if hooks["before_training_iteration"]:
             self.fire("before_training_iteration")
         self._optimizer.zero_grad()
-        if self.train.accumulate == 1:
-            self._forward_backward(index, len(index))
-        else:
-            for part in index.split(-(-len(index) // self.train.accumulate)):
-                self._forward_backward(part, len(index))
-            self.mb_index = index
+        self._forward_backward()
+        for part in parts[1:]:
+            self._fetch(part, index)
+            self._forward_backward()
+        self.mb_index = index
         if hooks["before_update"]:
             self.fire("before_update")
         if self.train.clip is not None:
@@ -323,12 +324,14 @@ class Loop:
         clock.train_epoch_iterations += 1
         self._after_update()
 
-    def _forward_backward(self, index: Tensor, batch_rows: int) -> None:
+    def _fetch(self, part: Tensor, batch: Tensor) -> None:
+        """Put the micro-batch `part` of `batch` on the loop."""
+        self.mb_index, self.mb_share = part, part.shape[0] / batch.shape[0]
+        self._load(self.adapted_dataset.rows(part))
+
+    def _forward_backward(self) -> None:
         """Add the gradient of a micro-batch, weighted by its share of the batch."""
-        hooks, watch = self.hooks, self._watch
-        self.mb_index, share = index, len(index) / batch_rows
-        self.mb_share = share
-        self._load(self.adapted_dataset.rows(index))
+        hooks, watch, share = self.hooks, self._watch, self.mb_share
         if hooks["before_forward"]:
             self.fire("before_forward")
         self.samples_seen += len(self.mb_y)
@@ -356,7 +359,8 @@ class Loop:
             self.observer.tick(self)
         every = self.eval.every
         # the last update of an experience is scored once, at the experience's end
-        if every and updates % every == 0 and self.clock.train_exp_iterations < self._total:
+        ended = self._stop or self.clock.train_exp_iterations >= self._total
+        if every and updates % every == 0 and not ended:
             self._watch.flush()
             self._score("periodic")
 

@@ -101,7 +101,7 @@ class Strategy:
     # -- per update ---------------------------------------------------------------------------
 
     def before_training_iteration(self, loop: Loop) -> None:
-        """`loop.mb_index` holds the batch's rows; gradients have not been cleared."""
+        """The first micro-batch is on the loop; gradients have not been cleared."""
 
     # forward and backward hooks fire once per micro-batch, the update hooks once per update
 
