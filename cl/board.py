@@ -27,12 +27,16 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: told apart by colour-blind rea
 
 
 class Board:
-    """Writes one run's events; `first_update` > 0 drops what an interrupted run wrote after it."""
+    """Writes one run's events; a resumed run adds a file to those that were cut back."""
 
-    def __init__(self, folder: Path, settings: dict, first_update: int = 0):
-        purge = first_update + 1 if first_update else None
-        self.writer = SummaryWriter(str(folder), purge_step=purge)
-        self.settings = settings
+    def __init__(self, folder: Path, settings: dict):
+        self.folder, self.settings = folder, settings
+        self.writer = SummaryWriter(str(folder))
+
+    def sizes(self) -> dict[str, int]:
+        """{event file: bytes} with everything written so far."""
+        self.writer.flush()
+        return {p.name: p.stat().st_size for p in self.folder.glob("events.out.tfevents*")}
 
     def losses(self, update: int, means: dict[str, float]) -> None:
         """`train/running_loss`, `train/loss_<term>`."""

@@ -28,69 +28,135 @@ KEPT = 2
 
 
 def pack(value: object, tensors: dict[str, Tensor], path: str) -> object:
-    """`value` as JSON; its tensors go to `tensors`. Raises ContractError naming `path`."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": repr(value)}
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu", copy=True).contiguous()
-        return {"tensor": path, "device": value.device.type}
-    if isinstance(value, np.ndarray):
-        tensors[path] = torch.from_numpy(np.array(value, copy=True))
-        return {"ndarray": path}
-    if isinstance(value, np.generic):
-        return pack(value.item(), tensors, path)
-    if isinstance(value, torch.Generator):
-        tensors[path] = value.get_state()
-        return {"generator": path}
-    if isinstance(value, nn.Module):
-        tensors |= {f"{path}.{name}": t for name, t in _on_cpu(value.state_dict()).items()}
-        return {"module": path, "architecture": getattr(value, "architecture", None)}
-    for kind in (list, tuple, set):
-        if type(value) is kind:
+    """`value` as JSON; its tensors go to `tensors`. Raises ContractError naming `path`.
+
+    A tensor, array or generator that is reached twice is stored once and comes back as one.
+    """
+    return _Packer(tensors).pack(value, path)
+
+
+class _Packer:
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors
+        self.seen: dict[int, tuple[object, dict]] = {}  # the object is kept, so is its id
+
+    def pack(self, value: object, path: str) -> object:
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if type(value) is float:
+            return value if math.isfinite(value) else {"float": repr(value)}
+        if id(value) in self.seen:
+            return self.seen[id(value)][1]
+        packed = self._leaf(value, path)
+        if packed is None:
+            packed = self._container(value, path)
+        if packed is None:
+            raise ContractError(
+                f"{path} holds a {_kind(value)}, which a checkpoint can't hold; allowed: None, "
+                "bool, int, float, str, tensor, numpy array, torch.Generator, a model from "
+                "loop.snapshot(), and list, tuple, set, dict of these"
+            )
+        return packed
+
+    def _leaf(self, value: object, path: str) -> dict | None:
+        if type(value) is Tensor and value.layout == torch.strided and not value.is_complex():
+            if value.requires_grad:
+                return None
+            self.tensors[path] = value.to("cpu", copy=True).contiguous()
+            packed = {"tensor": path, "device": value.device.type}
+        elif type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.isnative:
+            self.tensors[path] = torch.from_numpy(np.ascontiguousarray(value).copy())
+            packed = {"ndarray": path, "shape": list(value.shape)}
+        elif isinstance(value, torch.Generator):
+            self.tensors[path] = value.get_state().clone()
+            packed = {"generator": path}
+        elif isinstance(value, nn.Module) and getattr(value, "is_snapshot", False):
+            named = _on_cpu(value.state_dict())
+            self.tensors |= {f"{path}.{name}": tensor for name, tensor in named.items()}
+            packed = {"module": path, "architecture": getattr(value, "architecture", None)}
+        else:
+            return None
+        self.seen[id(value)] = value, packed
+        return packed
+
+    def _container(self, value: object, path: str) -> dict | None:
+        kind = type(value)
+        if kind not in (list, tuple, set, dict):
+            return None
+        self.seen[id(value)] = value, {"itself": path}
+        if kind is dict:
+            packed = {
+                "dict": [
+                    [self.pack(k, f"{path}.k{n}"), self.pack(item, f"{path}.{n}")]
+                    for n, (k, item) in enumerate(value.items())
+                ]
+            }
+        else:
             items = sorted(value, key=repr) if kind is set else value
-            packed = [pack(item, tensors, f"{path}.{k}") for k, item in enumerate(items)]
-            return {kind.__name__: packed}
-    if type(value) is dict:
-        pairs = enumerate(value.items())
-        return {
-            "dict": [
-                [pack(key, tensors, f"{path}.k{k}"), pack(item, tensors, f"{path}.{k}")]
-                for k, (key, item) in pairs
-            ]
-        }
-    raise ContractError(
-        f"{path} holds a {type(value).__name__}, which a checkpoint can't hold; allowed: None, "
-        "bool, int, float, str, tensor, numpy array, torch.Generator, a model from "
-        "loop.snapshot(), and list, tuple, set, dict of these"
-    )
+            packed = {kind.__name__: [self.pack(v, f"{path}.{n}") for n, v in enumerate(items)]}
+        del self.seen[id(value)]
+        if '"itself": "' + path + '"' in json.dumps(packed):
+            raise ContractError(f"{path} holds itself, which a checkpoint can't hold")
+        return packed
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"numpy array of {value.dtype}"
+    if isinstance(value, Tensor):
+        grad = " that requires grad" if value.requires_grad else ""
+        return f"{str(value.dtype).removeprefix('torch.')} {type(value).__name__}{grad}"
+    return type(value).__name__
 
 
 def unpack(packed: object, tensors: dict[str, Tensor], device: torch.device, like=None) -> object:
     """What `pack` was given. `like` is the model that an unnamed module is a copy of."""
-    if not isinstance(packed, dict):
-        return packed
-    (tag, content), *_ = packed.items()
-    if tag == "float":
-        return float(content)
-    if tag == "tensor":
-        value = tensors[content]
-        return value if packed["device"] == "cpu" else value.to(device)
-    if tag == "ndarray":
-        return tensors[content].numpy()
-    if tag == "generator":
+    return _Unpacker(tensors, device, like).unpack(packed)
+
+
+class _Unpacker:
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device, like):
+        self.tensors, self.device, self.like = tensors, device, like
+        self.made: dict[str, object] = {}  # by path: what was one object becomes one again
+
+    def unpack(self, packed: object) -> object:
+        if not isinstance(packed, dict):
+            return packed
+        (tag, content), *_ = packed.items()
+        if tag == "float":
+            return float(content)
+        if tag in ("tensor", "ndarray", "generator", "module"):
+            if content not in self.made:
+                self.made[content] = getattr(self, f"_{tag}")(packed, content)
+            return self.made[content]
+        if tag == "dict":
+            return {self.unpack(k): self.unpack(v) for k, v in content}
+        items = [self.unpack(item) for item in content]
+        return {"list": list, "tuple": tuple, "set": set}[tag](items)
+
+    def _tensor(self, packed: dict, path: str) -> Tensor:
+        value = self.tensors[path]
+        return value if packed["device"] == "cpu" else value.to(self.device)
+
+    def _ndarray(self, packed: dict, path: str) -> np.ndarray:
+        return self.tensors[path].numpy().reshape(packed["shape"])
+
+    def _generator(self, packed: dict, path: str) -> torch.Generator:
         made = torch.Generator()
-        made.set_state(tensors[content])
+        made.set_state(self.tensors[path])
         return made
-    if tag == "module":
-        return _module(packed, tensors, device, like)
-    if tag == "dict":
-        return {
-            unpack(k, tensors, device, like): unpack(v, tensors, device, like) for k, v in content
-        }
-    items = [unpack(item, tensors, device, like) for item in content]
-    return {"list": list, "tuple": tuple, "set": set}[tag](items)
+
+    def _module(self, packed: dict, path: str) -> nn.Module:
+        architecture = packed["architecture"]
+        module = rebuild(architecture) if architecture else copy.deepcopy(self.like)
+        module.load_state_dict({n: self.tensors[f"{path}.{n}"] for n in module.state_dict()})
+        return as_snapshot(module.to(self.device))
+
+
+def as_snapshot(module: nn.Module) -> nn.Module:
+    """Mark and freeze a model as `loop.snapshot()` returns it."""
+    module.is_snapshot = True
+    return module.eval().requires_grad_(False)
 
 
 def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
@@ -143,13 +209,6 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], dict, d
         raise DataError(f"checkpoint {folder} has format {document.get('format')}, known: {FORMAT}")
     weights = load_file(folder / "model.safetensors", device=str(device))
     return weights, document, load_file(folder / "state.safetensors")
-
-
-def _module(packed: dict, tensors: dict[str, Tensor], device: torch.device, like) -> nn.Module:
-    architecture, path = packed["architecture"], packed["module"]
-    module = rebuild(architecture) if architecture else copy.deepcopy(like)
-    module.load_state_dict({n: tensors[f"{path}.{n}"] for n in module.state_dict()})
-    return module.to(device).eval().requires_grad_(False)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -210,13 +210,15 @@ def parse(key: str, value: Any, annotation: Any) -> Any:
             "bool, Literal, list or Annotated[..., Range(...)]"
         )
     candidate = value
-    if isinstance(value, str):
+    if isinstance(value, str) and _is_union(annotation):
+        return _parse_union(key, value, annotation)
+    if isinstance(value, str) and typing.get_origin(annotation) is Literal:
+        candidate = {str(a): a for a in typing.get_args(annotation)}.get(value, value)
+    elif isinstance(value, str):
         empty = value.strip().lower() in ("none", "null")
-        if empty and allows_none(annotation):
-            return None
         if annotation is Any:
             candidate = _literal(value)
-        elif _list_item(annotation) is not None and not _is_text(annotation, value):
+        elif _list_item(annotation) is not None:
             candidate = [] if empty else [p.strip() for p in value.split(",") if p.strip()]
     if isinstance(value, bool) and not _mentions(annotation, bool) and annotation is not Any:
         raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}")
@@ -254,7 +256,7 @@ def type_name(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, args)) if len(args) > 1 else str(args[0])
     if origin in (list, tuple):
         return f"a list of {type_name(args[0])} (separated by commas)"
-    if origin is Union or isinstance(annotation, type(int | str)):
+    if _is_union(annotation):
         return " or ".join(type_name(arg) for arg in args)
     if annotation is type(None):
         return "none"
@@ -290,23 +292,24 @@ def _mentions(annotation: Any, kind: type) -> bool:
 
 def _list_item(annotation: Any) -> Any | None:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (list, tuple):
-        return args[0]
-    for arg in args if origin is not Literal else ():
-        item = _list_item(arg)
-        if item is not None:
-            return item
-    return None
+    return args[0] if origin in (list, tuple) else None
 
 
-def _is_text(annotation: Any, value: str) -> bool:
-    """Whether `value` is one of the words that `annotation` allows beside a list."""
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Literal:
-        return value in args
-    if origin in (list, tuple):
-        return False
-    return annotation is str or any(_is_text(arg, value) for arg in args)
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Union or isinstance(annotation, type(int | str))
+
+
+def _parse_union(key: str, value: str, annotation: Any) -> Any:
+    """The first alternative that takes the text; `none` first, plain text last."""
+    if value.strip().lower() in ("none", "null") and allows_none(annotation):
+        return None
+    alternatives = [arg for arg in typing.get_args(annotation) if arg is not type(None)]
+    for alternative in sorted(alternatives, key=lambda arg: arg is str):
+        try:
+            return parse(key, value, alternative)
+        except BadValue:
+            continue
+    raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}")
 
 
 def _literal(value: str) -> Any:

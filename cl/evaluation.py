@@ -10,14 +10,14 @@ hash over the backbone's weights and statistics stays the same.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cl.data import Table
-from cl.errors import ShapeMismatch
+from cl.errors import NonFinite, ShapeMismatch
 from cl.models import Classifier
 from cl.seeding import frozen
 from cl.stream import Eval
@@ -53,6 +53,13 @@ class Scores:
     val: list[float | None]
     within: list[float | None]
     undefined: dict[int, str]
+    one_class: set[int] = field(default_factory=set)
+
+    @property
+    def within_undefined(self) -> dict[int, str]:
+        """Reasons for `within`: among its own classes, an eval of one class has no choice."""
+        alone = dict.fromkeys(self.one_class, "one class: there is nothing to choose within it")
+        return alone | self.undefined
 
 
 class Evaluator:
@@ -128,22 +135,32 @@ class Evaluator:
             for index in order.split(loop.eval_mb_size):
                 right.append(self._batch(part, index, own, seen, features))
                 tags.append(part.tags[index])
-        answers = torch.cat(right).cpu()  # [n, 2]: right, right within own classes
+        answers = torch.cat(right).cpu()  # [n, 3]: right, right within own classes, nan
+        if answers[:, 2].any():
+            raise NonFinite(
+                f"predictions became nan: {int(answers[:, 2].sum())} of {len(answers)} rows, after "
+                f"update {loop.clock.train_iterations}"
+            )
         self._count(answers, torch.cat(tags).cpu(), scores)
 
     def _frozen_backbone(self) -> bool:
         """Whether features may be kept, and drop those of another state of the backbone."""
         loop, model = self.loop, self.loop.model
-        plain = isinstance(model, Classifier) and not loop.claimed("predict", "objective")
+        plain = type(model) is Classifier and not loop.claimed("predict", "objective")
+        plain = plain and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        plain = plain and "forward" not in vars(model)
         if (
             not plain
             or any(loop.hooks[name] for name in PER_BATCH)
             or any(p.requires_grad for p in model.backbone.parameters())
         ):
             return False
-        digest = hashlib.blake2b()
-        for tensor in model.backbone.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy())
+        digest = hashlib.blake2b(str(id(model.backbone)).encode())
+        for module in model.backbone.modules():
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float)}
+            digest.update(repr(sorted(plain.items())).encode())
+            for tensor in (*module.parameters(False), *module.buffers(False)):
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         if digest.digest() != self._cache_key:
             self._cache, self._cache_key = {}, digest.digest()
         return True
@@ -181,7 +198,9 @@ class Evaluator:
             )
         output = output[:, :seen]  # only classes seen so far can be answered
         within = output.masked_fill(~own[part.tags[index] // 2], float("-inf"))
-        right = torch.stack([output.argmax(1) == loop.mb_y, within.argmax(1) == loop.mb_y], 1)
+        broken = output.isnan().any(1)  # looked at when all rows are in: no device is kept waiting
+        own_right = within.argmax(1) == loop.mb_y
+        right = torch.stack([output.argmax(1) == loop.mb_y, own_right, broken], 1)
         if features is None:
             loop.fire("after_eval_iteration")
         return right
@@ -220,7 +239,11 @@ class Evaluator:
             if is_val:
                 scores.val[j] = share[0]
             else:
-                scores.test[j], scores.within[j] = share
+                scores.test[j] = share[0]
+                if len(self.loop.stream.evals[j].classes) > 1:
+                    scores.within[j] = share[1]
+                else:
+                    scores.one_class.add(j)
 
 
 @dataclass

@@ -86,6 +86,15 @@ def label(results: dict) -> str:
     return "+".join(part.rpartition(":")[2] for part in results["strategy"].split("+"))
 
 
+def truncate_events(folder: Path, sizes: dict[str, int]) -> None:
+    """Cut TensorBoard files back to their sizes at a checkpoint; newer files go."""
+    for path in folder.glob("events.out.tfevents*"):
+        if path.name in sizes:
+            os.truncate(path, sizes[path.name])
+        else:
+            path.unlink()
+
+
 def write(path: Path, text: str) -> None:
     """Replace a file's content at once: aside, synced, renamed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -108,6 +117,8 @@ def logger(folder: Path) -> logging.Logger:
 def _short(value: object) -> str:
     """A value in a folder name; a path is its last part and 8 characters of its hash."""
     text = show(value)
+    if isinstance(value, str) and set(text) & set(",="):
+        return f"{text}-{_hash(text)}"
     if "/" in text:
         return f"{Path(text).name}-{_hash(text)}"
     return text

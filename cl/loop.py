@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cl.buffers import Buffer
+from cl.checkpoint import as_snapshot
 from cl.config import Eval as EvalConfig
 from cl.config import Train
 from cl.data import Table
@@ -30,6 +31,8 @@ from cl.seeding import frozen, generator
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
 from cl.watch import LossWatch
+
+FEATURE_BATCH = 256  # rows per pass in `inputs`; not a setting, since it moves the last bits
 
 
 @dataclass
@@ -78,10 +81,10 @@ class Loop:
         self.adapted_dataset: Table | None = None
         self.dataloader = None
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
-        self.mb_share = 1.0
+        self.mb_share, self.mb_part = 1.0, (0, 1)  # of the batch; (which, of how many)
         self.no_score: str | None = None
         self._loss: Tensor | None = None
-        self._stop = False
+        self._stop = self._loss_open = False
         self._scheduled = train.schedule != "constant" or train.warmup > 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._model = model.to(device)
@@ -101,7 +104,7 @@ class Loop:
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self._model = model.to(self.device)
+        self._model = model.to(self.device).train(self.is_training)
         if self._optimizer is not None:
             self.synchroniser.sync(self._model)
 
@@ -138,13 +141,15 @@ class Loop:
         """Add a named term to the loss; its mean is logged as `train/loss_<name>`."""
         if value.dim():
             raise ContractError(f"loss term {name!r} must be a scalar, got {tuple(value.shape)}")
+        if not self._loss_open:
+            raise ContractError(f"loss term {name!r}: call add_loss in before_backward only")
         self._loss = self._loss + value
         self._watch.term(name, value)
 
     def append_rows(self, rows: dict[str, Tensor]) -> None:
         """Add raw rows (as a buffer draws them) to this micro-batch, augmented like its own."""
         x, y, task_id = self.mb_x, self.mb_y, self.mb_task_id
-        self._load({name: column.to(self.device) for name, column in rows.items()})
+        self.objective.load(self, {name: c.to(self.device) for name, c in rows.items()})
         self.mb_x = torch.cat([x, self.mb_x])
         self.mb_y = torch.cat([y, self.mb_y])
         if task_id is not None:
@@ -168,12 +173,12 @@ class Loop:
 
     def snapshot(self) -> nn.Module:
         """A frozen copy of the model in evaluation mode."""
-        return copy.deepcopy(self._model).eval().requires_grad_(False)
+        return as_snapshot(copy.deepcopy(self._model))
 
     def inputs(self, table: Table) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) batches of a table in order, prepared as for evaluation; counted as samples."""
         order = torch.arange(len(table), device=table.device)
-        for index in order.split(self.eval_mb_size):
+        for index in order.split(FEATURE_BATCH):
             rows = table.rows(index)
             self.samples_seen += len(index)
             yield self.prepared(rows["x"]), rows["y"]
@@ -265,7 +270,8 @@ class Loop:
         self.fire("before_training_exp")
         self.synchroniser.sync(self._model)
         if table is not None:
-            self.trained.update({n: p.numel() for n, p in _trainable(self._model)})
+            named = self._model.named_parameters()
+            self.trained |= {name: p.numel() for name, p in named if p.requires_grad}
             self._train_epochs()
         self.fire("after_training_exp")
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
@@ -287,31 +293,32 @@ class Loop:
                 break
             self.clock.train_epoch_iterations = 0
             self.fire("before_training_epoch")
-            for index in self.dataloader:
+            for index in self.dataloader if not self._stop else ():
                 self._update(index)
                 if self._stop or self.clock.train_exp_iterations >= self._total:
                     break
-            self.clock.train_exp_epochs += 1
             self.fire("after_training_epoch")
+            self.clock.train_exp_epochs += 1
 
     def _update(self, index: Tensor) -> None:
         """One optimizer step on the rows at positions `index` [B] of the adapted data."""
         hooks, clock = self.hooks, self.clock
         several = self.train.accumulate > 1
         parts = index.split(-(-len(index) // self.train.accumulate)) if several else (index,)
-        self._fetch(parts[0], index)
+        self._fetch(0, parts, index)
         if hooks["before_training_iteration"]:
             self.fire("before_training_iteration")
         self._optimizer.zero_grad()
         self._forward_backward()
-        for part in parts[1:]:
-            self._fetch(part, index)
+        for k in range(1, len(parts)):
+            self._fetch(k, parts, index)
             self._forward_backward()
         self.mb_index = index
         if hooks["before_update"]:
             self.fire("before_update")
         if self.train.clip is not None:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self.train.clip)
+            held = (p for g in self._optimizer.param_groups for p in g["params"])
+            nn.utils.clip_grad_norm_(held, self.train.clip)
         if self._scheduled:
             set_lr(self._optimizer, self.train, clock.train_exp_iterations, self._total)
         self._optimizer.step()
@@ -324,10 +331,12 @@ class Loop:
         clock.train_epoch_iterations += 1
         self._after_update()
 
-    def _fetch(self, part: Tensor, batch: Tensor) -> None:
-        """Put the micro-batch `part` of `batch` on the loop."""
+    def _fetch(self, k: int, parts: Sequence[Tensor], batch: Tensor) -> None:
+        """Put micro-batch k of `batch` on the loop."""
+        part = parts[k]
         self.mb_index, self.mb_share = part, part.shape[0] / batch.shape[0]
-        self._load(self.adapted_dataset.rows(part))
+        self.mb_part = k, len(parts)
+        self.objective.load(self, self.adapted_dataset.rows(part))
 
     def _forward_backward(self) -> None:
         """Add the gradient of a micro-batch, weighted by its share of the batch."""
@@ -344,7 +353,9 @@ class Loop:
         self._loss = base.clone() if hooks["before_backward"] else base
         if hooks["before_backward"]:
             watch.term(self.objective.name, base)
+            self._loss_open = True
             self.fire("before_backward")
+            self._loss_open = False
         loss = self._loss if share == 1 else self._loss * share
         loss.backward()
         if hooks["after_backward"]:
@@ -379,17 +390,10 @@ class Loop:
         owner = self._claims.get(claim)
         return getattr(owner, claim)(*args) if owner else default
 
-    def _load(self, rows: dict[str, Tensor]) -> None:
-        self.objective.load(self, rows)
-
     def _autocast(self):
         if self.train.precision == "float32":
             return _NULL
         return torch.autocast(self.device.type, torch.bfloat16)
-
-
-def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 _NULL = nullcontext()

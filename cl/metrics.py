@@ -161,9 +161,8 @@ def _lows(steps, learned_at: LearnedAt, n_experiences: int) -> dict[int, float]:
     last, lows = n_experiences - 1, {}
     for j in past(learned_at, last):
         since = last_learned(learned_at, last, j)
-        lows[j] = min((row[j] for e, row in steps if e > since), default=float("nan"))
-        if any(np.isnan(row[j]) for e, row in steps if e > since):
-            lows[j] = float("nan")
+        later = [row[j] for e, row in steps if since < e <= last]  # none of an unfinished one
+        lows[j] = float(np.min(later)) if later else float("nan")  # nan if any is undefined
     return lows
 
 

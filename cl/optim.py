@@ -25,24 +25,31 @@ class Synchroniser:
     """Keeps an optimizer holding exactly the model's parameters that require grad.
 
     A parameter that was replaced by a larger one of the same name (a grown head) keeps the
-    state of its old rows and gets zeros for the new ones; a frozen one loses its state.
+    state of its old rows and gets zeros for the new ones; a frozen one loses its state, and
+    goes back into its own group when it is trained again. Parameters that are not the model's
+    stay where they are.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module):
         self.optimizer = optimizer
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.held = [p for group in optimizer.param_groups for p in group["params"]]
-        for group in optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        self.home: dict[str, int] = {}  # the group that a parameter was first found in
 
     def sync(self, model: nn.Module) -> None:
         """Bring the optimizer into step with `model`."""
         wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
         placed = set()
-        for group in self.optimizer.param_groups:
+        groups = self.optimizer.param_groups
+        for k, group in enumerate(groups):
+            group.setdefault("initial_lr", group["lr"])
             kept = []
             for old in group["params"]:
                 name = self.names.get(id(old))
+                if name is None:
+                    kept.append(old)
+                    continue
+                self.home.setdefault(name, k)
                 new = wanted.get(name)
                 if new is None or name in placed:
                     self.optimizer.state.pop(old, None)
@@ -53,27 +60,30 @@ class Synchroniser:
                 kept.append(new)
                 placed.add(name)
             group["params"] = kept
-        self.optimizer.param_groups[0]["params"] += [
-            p for name, p in wanted.items() if name not in placed
-        ]
-        self.names = {id(p): name for name, p in wanted.items()}
-        self.held = list(wanted.values())  # keeps the ids above from being used again
+        for name, p in wanted.items():
+            if name not in placed:
+                groups[self.home.setdefault(name, 0)]["params"].append(p)
+        for p in model.parameters():
+            if not p.requires_grad:
+                p.grad = None  # an old gradient must not count where gradients are clipped
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.held = list(model.parameters())  # keeps the ids above from being used again
 
-    def state(self) -> dict[str, dict[str, object]]:
-        """{parameter name: optimizer state}, independent of the order of parameters."""
-        by_id = {name: p for p in self.held if (name := self.names.get(id(p)))}
-        return {
-            name: dict(self.optimizer.state[p])
-            for name, p in by_id.items()
-            if p in self.optimizer.state
+    def state(self) -> dict:
+        """Optimizer state and group of each parameter by name, whatever their order."""
+        named = {self.names[id(p)]: p for p in self.held}
+        held = {
+            n: dict(self.optimizer.state[p]) for n, p in named.items() if p in self.optimizer.state
         }
+        return {"held": held, "home": dict(self.home)}
 
-    def load_state(self, state: dict[str, dict[str, object]]) -> None:
+    def load_state(self, state: dict) -> None:
         """Put back what `state` returned."""
+        self.home = dict(state["home"])
         for p in self.held:
             name = self.names[id(p)]
-            if name in state:
-                self.optimizer.state[p] = dict(state[name])
+            if name in state["held"]:
+                self.optimizer.state[p] = dict(state["held"][name])
 
 
 def _resized(value: object, old: Tensor, new: Tensor) -> object:
@@ -105,6 +115,6 @@ def lr_factor(train: Train, step: int, total: int) -> float:
 
 def set_lr(optimizer: torch.optim.Optimizer, train: Train, step: int, total: int) -> None:
     """Set every group's rate for update `step` (0-based) of the experience's `total`."""
-    factor = lr_factor(train, step, total)
+    factor = lr_factor(train, step, max(1, total))
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor

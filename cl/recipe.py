@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cl.config import Eval, Param, Train, params_of_schema, parse, parse_all
+from cl.errors import ContractError, unknown
 from cl.registry import find
 from cl.request import Request
 from cl.stream import Stream
@@ -36,12 +37,15 @@ class Recipe:
     needs: tuple[str, ...] = ()
     changed: dict = field(default_factory=dict)
     repeatable: bool = True
+    own_stream_seed: bool = False
 
     def flat(self) -> dict[str, Any]:
         """{key: value} as one would give them on the command line."""
         flat = {"stream": self.stream, "strategy": self.strategy, "model": self.model}
         flat |= {"seed": self.seed, "device": self.device, "threads": self.threads}
         flat |= {f"stream.{k}": v for k, v in self.stream_settings.items()}
+        if not self.own_stream_seed:  # it follows `seed`, also where the recipe gets another one
+            flat.pop("stream.seed", None)
         several = len(self.strategy_settings) > 1
         for slug, settings in self.strategy_settings:
             prefix = f"strategy.{slug}." if several else "strategy."
@@ -99,6 +103,7 @@ def resolve(
         needs=needs,
         changed=request.changed(defaults.get("model")) | changed,
         repeatable=not request.objects,
+        own_stream_seed="seed" in request.stream_settings,
     )
 
 
@@ -124,5 +129,7 @@ def _section(defaults: dict, prefix: str, params: dict[str, Param]) -> dict[str,
     for key, value in defaults.items():
         if key.startswith(f"{prefix}."):
             name = key.partition(".")[2]
+            if name not in params:
+                raise ContractError(f"the stream's defaults: {unknown('key', key, params)}")
             section[name] = parse(key, value, params[name].annotation)
     return section

@@ -21,8 +21,9 @@ import cl
 from cl import checkpoint, metrics
 from cl.checkpoint import pack
 from cl.config import show
+from cl.errors import DataError
 from cl.evaluation import Scores
-from cl.folder import SCHEMA, logger, write
+from cl.folder import SCHEMA, logger, read_results, truncate_events, write
 from cl.state import restore, restore_model, state_of
 from cl.stream import Stream
 
@@ -90,17 +91,20 @@ class Recorder:
         for name, values in zip(self.rows, (scores.test, scores.val, scores.within), strict=True):
             self.rows[name].append(values)
             if name != "V" or self.has_val:
-                self._explain(f"{name}[{index}]", values, scores.undefined)
+                reasons = scores.within_undefined if name == "R_within" else scores.undefined
+                self._explain(f"{name}[{index}]", values, reasons)
         started = time.perf_counter()
         for name in self.probes:
             self.probes[name].append(loop.measure(name))
         self.eval_seconds += time.perf_counter() - started
         if index == len(self.stream) - 1:
             self.status = "finished"
-        results = self.write_results(loop)
+        results = self.results(loop)
         if self.board is not None:
             self.board.experience(loop, results)
+        # the checkpoint first: results never speak of an experience that could not be gone on from
         self.save_checkpoint(loop)
+        self.write_results(loop)
         if self.display is not None:
             self.display.experience(loop, results)
         self.log.info(
@@ -164,6 +168,14 @@ class Recorder:
             "device": describe_device(loop.device),
             "threads": recipe.threads,
         }
+
+    def _same_stream(self) -> None:
+        known = read_results(self.folder)["stream_hash"]
+        if known != self.stream_hash:
+            raise DataError(
+                f"{self.folder} was run on other data: stream hash {known}, now "
+                f"{self.stream_hash}; resume needs the same files"
+            )
 
     def _metrics(self, loop: Loop) -> tuple[dict, dict[str, str]]:
         evals = self.stream.evals
@@ -252,10 +264,11 @@ class Recorder:
                 "probes": self.probes,
                 "n_lines": self.n_lines,
                 "eval_seconds": self.eval_seconds,
+                "events": self.board.sizes() if self.board is not None else {},
                 "seconds": self.earlier_seconds + time.perf_counter() - self.started,
             },
         }
-        name = f"{loop.clock.train_iterations:09d}-{loop.experience.index + 1:03d}"
+        name = f"{loop.clock.train_iterations:09d}-{loop.experience.index + 1:06d}"
         checkpoint.save(self.folder / "checkpoint", name, loop.model, state)
 
     def restore(self, loop: Loop) -> int:
@@ -263,8 +276,10 @@ class Recorder:
         saved = checkpoint.found(self.folder / "checkpoint")
         if not saved:
             return 0
+        self._same_stream()
         weights, document, tensors = checkpoint.load(saved[-1], loop.device)
-        restore_model(loop, weights, document["model"])
+        learned = int(saved[-1].name.rpartition("-")[2])
+        restore_model(loop, weights, document["model"], learned)
         state = checkpoint.unpack(document["state"], tensors, loop.device, like=loop.model)
         restore(loop, state)
         record = state["record"]
@@ -275,6 +290,10 @@ class Recorder:
         curves = self.folder / "curves.jsonl"
         lines = curves.read_text(encoding="utf-8").splitlines(keepends=True)
         write(curves, "".join(lines[: self.n_lines]))
+        truncate_events(self.folder, record["events"])
+        if state["next_experience"] == len(self.stream):  # stopped between two last files
+            self.status = "finished"
+            self.write_results(loop)
         return state["next_experience"]
 
 

@@ -104,7 +104,7 @@ def register(obj):
     """
     kind = _kind_of(obj)
     in_room = obj.__module__.rpartition(".")[0] == ROOMS[kind]
-    name = obj.__module__.rpartition(".")[2] if in_room else snake(obj.__name__)
+    name = name_of(obj)
     if not NAME.fullmatch(name):
         raise ContractError(f"plug-in name {name!r} must match [a-z][a-z0-9_]*")
     known = _registered.get((kind, name))
@@ -113,6 +113,12 @@ def register(obj):
         raise ContractError(f"{SINGULAR[kind]} {name!r} is registered twice; rename one of the two")
     _registered[kind, name] = obj
     return obj
+
+
+def name_of(obj) -> str:
+    """The name of a class or function: its file's in a plug-in room, else its own in snake case."""
+    package, _, module = obj.__module__.rpartition(".")
+    return module if package in ROOMS.values() else snake(obj.__name__)
 
 
 def entries(kind: str) -> dict[str, Entry]:

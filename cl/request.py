@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,9 @@ class Request:
             top,
             objects=objects,
         )
+        if entry is None and sections["stream"]:
+            given = ", ".join(f"stream.{name}" for name in sections["stream"])
+            raise BadValue(f"{given} can't be set: the stream is a Python object already")
         if entry is not None:
             own = sections["stream"]
             request.stream_settings = parse_all("stream.", own, entry.params(), f"stream {stream}")
@@ -117,12 +122,12 @@ class Request:
     @property
     def stream_slug(self) -> str:
         """The stream in folder names."""
-        return self.stream.slug if self.stream else self.stream_name
+        return _folder_name(self.stream) if self.stream else self.stream_name
 
     @property
     def strategy_slug(self) -> str:
         """The strategy in folder names."""
-        return "+".join(e.slug for e in self.strategies) or self.strategy_name
+        return "+".join(_folder_name(e) for e in self.strategies) or self.strategy_name
 
     def changed(self, default_model: str | None) -> dict[str, Any]:
         """Stream, strategy and model keys that differ from their defaults."""
@@ -133,8 +138,19 @@ class Request:
                 default = self.top["seed"] if name == "seed" else params[name].default
                 if _differs(value, default):
                     changed[f"stream.{name}"] = value
-        if self.top["model"] not in (None, default_model):
+        if "model" in self.objects:
+            changed["model"] = type(self.objects["model"]).__name__
+        elif self.top["model"] not in (None, default_model):
             changed["model"] = self.top["model"]
+        for name, default in (("threads", 1), ("device", "auto")):
+            if self.top[name] != default:
+                changed[name] = self.top[name]
+        for strategy in self.objects.get("strategies", ()):
+            changed |= {
+                name: value
+                for name, value in vars(strategy).items()
+                if isinstance(value, bool | int | float | str)
+            }
         several = len(self.strategies) > 1
         for entry, settings in zip(self.strategies, self.strategy_settings, strict=True):
             params, prefix = entry.params(), f"{entry.slug}." if several else ""
@@ -142,6 +158,13 @@ class Request:
                 if _differs(value, params[name].default):
                     changed[f"{prefix}{name}"] = value
         return changed
+
+
+def _folder_name(entry: Entry) -> str:
+    """Two files may hold classes of one name: the path's hash tells them apart."""
+    if ":" not in entry.name:
+        return entry.slug
+    return f"{entry.slug}-{hashlib.sha256(entry.name.encode()).hexdigest()[:8]}"
 
 
 def _composed(strategy: str) -> list[Entry]:
@@ -156,7 +179,9 @@ def _composed(strategy: str) -> list[Entry]:
 def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, os.PathLike):
+            flat[prefix + key] = os.fspath(value)
+        elif isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -223,4 +248,6 @@ def _strategy_settings(given: dict[str, Any], parts: list[Entry]) -> list[dict[s
 
 
 def _differs(value: Any, default: Any) -> bool:
-    return list(value) != list(default) if isinstance(default, tuple) else value != default
+    if isinstance(default, tuple) and value is not None:
+        return list(value) != list(default)
+    return value != default

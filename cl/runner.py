@@ -21,7 +21,7 @@ from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
 from cl.recipe import Recipe, defaults_of, hparams, resolve
 from cl.record import Recorder
-from cl.registry import Entry, find, snake
+from cl.registry import Entry, find, name_of
 from cl.request import Request
 from cl.seeding import global_state, restore_globals, seed_globals
 from cl.state import check_state
@@ -68,7 +68,7 @@ def run(stream, strategy="naive", /, **settings) -> Result:
     strategies = [strategy] if isinstance(strategy, Strategy) else strategy
     if not isinstance(strategies, str):
         objects["strategies"] = list(strategies)
-        strategies = "+".join(snake(type(s).__name__) for s in strategies)
+        strategies = "+".join(name_of(type(s)) for s in strategies)
     if isinstance(settings.get("model"), nn.Module):
         objects["model"] = settings.pop("model")
     name = stream.name if isinstance(stream, Stream) else stream
@@ -84,10 +84,11 @@ def load(folder) -> Result:
 
 def resume(folder: Path, *, progress: bool = False) -> Result:
     """Go on after the last checkpoint; without one start over; finished: just load it."""
-    results = read_results(folder)
-    if results["status"] == "finished":
+    recipe = folder / "recipe.yaml"
+    begun = (folder / "results.json").is_file() or not recipe.is_file()
+    if begun and read_results(folder)["status"] == "finished":
         return load(folder)
-    request = Request.from_recipe(folder / "recipe.yaml", {})
+    request = Request.from_recipe(recipe, {})
     return execute(request, progress=progress, resume_in=folder)
 
 
@@ -139,7 +140,7 @@ def _run_recorded(
         clear(folder)
     else:
         recorder.write_recipe()
-    recorder.board = Board(folder, hparams(recipe), loop.clock.train_iterations if start else 0)
+    recorder.board = Board(folder, hparams(recipe))
     display = Display(len(loop.stream), _planned(loop)) if progress else None
     recorder.display = loop_display = display
     loop.observer = recorder

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl.buffers import Buffer
 from cl.checkpoint import pack
+from cl.errors import RunError
 from cl.seeding import global_state, restore_globals
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def state_of(loop: Loop) -> dict:
         "clock": asdict(loop.clock),
         "samples_seen": loop.samples_seen,
         "trained": loop.trained,
+        "train_epochs": loop.train_epochs,
+        "train_mb_size": loop.train_mb_size,
         "generators": loop.generators,
         "globals": global_state(),
         "buffers": {name: buffer.state() for name, buffer in loop.buffers.items()},
@@ -34,6 +37,7 @@ def restore(loop: Loop, state: dict) -> None:
     """Put back what `state_of` returned; the model's weights are in place already."""
     loop.clock = type(loop.clock)(**state["clock"])
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
+    loop.train_epochs, loop.train_mb_size = state["train_epochs"], state["train_mb_size"]
     loop.generators = state["generators"]
     loop.buffers = {name: Buffer.from_state(b) for name, b in state["buffers"].items()}
     for strategy, saved in zip(loop.plugins, state["strategies"], strict=True):
@@ -48,16 +52,32 @@ def restore(loop: Loop, state: dict) -> None:
     restore_globals(state["globals"])
 
 
-def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict) -> None:
-    """Bring the loop's model to the saved width and weights, frozen where it was."""
+def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict, learned: int) -> None:
+    """Bring the loop's model to its width and weights after `learned` experiences.
+
+    Raises RunError if the model is not the one that the run starts with.
+    """
     architecture = description["architecture"]
+    for index in range(learned):
+        loop.grow_to(loop.stream.seen_classes(index))
+    if _without_switch(architecture) != _without_switch(getattr(loop.model, "architecture", None)):
+        raise RunError(
+            "the checkpoint's model is another one than this run starts with: a strategy "
+            "has replaced it, so the run can't be resumed; run it again"
+        )
     if architecture:
-        loop.model.head.grow(architecture["n_classes"])
         loop.model.normalize = architecture["normalize"]
-    loop.model.load_state_dict(weights)
+    try:
+        loop.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"the checkpoint's weights do not fit the model: {error}") from error
     for name, p in loop.model.named_parameters():
         p.requires_grad_(description["requires_grad"][name])
     loop.model.to(loop.device)
+
+
+def _without_switch(architecture: dict | None) -> dict | None:
+    return architecture and {k: v for k, v in architecture.items() if k != "normalize"}
 
 
 def check_state(strategies: list) -> None:

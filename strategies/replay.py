@@ -36,16 +36,23 @@ class Replay(Strategy):
         batch_size: Annotated[int, Range(min=1)] | None = None,
     ):
         self.size, self.policy, self.batch_size = size, policy, batch_size
+        self.drawn = None  # the stored rows of the running update
+
+    def before_training_iteration(self, loop):
+        """Draw the update's stored rows."""
+        buffer = loop.buffer("replay", self.size, self.policy)
+        n = self.batch_size or loop.train_mb_size
+        self.drawn = buffer.draw(n, loop.rng("replay")) if len(buffer) else None
 
     def before_forward(self, loop):
-        """Add stored rows; with micro-batches each gets its share of them."""
-        buffer = loop.buffer("replay", self.size, self.policy)
-        if len(buffer):
-            n = round((self.batch_size or loop.train_mb_size) * loop.mb_share)
-            loop.append_rows(buffer.draw(n, loop.rng("replay")))
+        """Add them; of several micro-batches each gets its part."""
+        if self.drawn is not None:
+            part, parts = loop.mb_part
+            loop.append_rows({name: column[part::parts] for name, column in self.drawn.items()})
 
     def after_training_iteration(self, loop):
         """Reservoir: offer each row once, in the first epoch."""
+        self.drawn = None
         if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
             self._store(loop, loop.adapted_dataset.rows(loop.mb_index))
 

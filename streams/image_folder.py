@@ -2,8 +2,9 @@
 
 Shifts    new classes; inputs unchanged
 Source    stream.path; a single wrapping folder is stripped; `train/` and `test/` are the splits,
-          without `test/` (or `val/` in its place) a share of each class is held out. Every folder
-          that directly holds images is a class, named by its path.
+          without `test/`, `val/` is the test split, without either a share of each class is held
+          out; beside `test/`, `val/` joins the training images. Every folder that directly holds
+          images is a class, named by its path.
 Shapes    x uint8 [C, H, W], normalised per channel with experience 0's statistics; y int64
 Splits    validation out of train, stratified by class, fixed by stream.seed
 Gives     boundaries, stream_length; jointly solvable
