@@ -109,9 +109,9 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     stream, stream_settings = _stream(request)
     strategies, needs = _strategies(request, stream)
     recipe = resolve(request, stream, stream_settings, str(device), needs)
-    model = request.objects.get("model") or build(
-        recipe.model, stream.input_shape, recipe.model_settings
-    )
+    model = request.objects.get("model")
+    if model is None:
+        model = build(recipe.model, stream.input_shape, recipe.model_settings)
     objective = find("objectives", objectives.DEFAULTS[stream.domain]).load()()
     loop = Loop(
         stream=stream.to(device),
