@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from cl.folder import label
+from cl.folder import title
 
 if TYPE_CHECKING:
     from cl.evaluation import Scores
@@ -110,7 +110,7 @@ def matrix_figure(results: dict) -> Figure:
             tone = "black" if R[i, j] > 0.6 else "white"
             axes.text(j, i, f"{R[i, j]:.2f}", ha="center", va="center", color=tone, fontsize=8)
     figure.colorbar(image, ax=axes, label=results["score"].replace("_", " "))
-    axes.set_title(_title(results), fontsize=9)
+    axes.set_title(title(results), fontsize=9)
     return figure
 
 
@@ -137,12 +137,8 @@ def plane_figure(results: dict) -> Figure:
     axes.set_xlabel("plasticity: score on what was just learned")
     axes.set_ylabel("stability: share kept of past scores")
     axes.grid(alpha=0.25)
-    axes.set_title(_title(results), fontsize=9)
+    axes.set_title(title(results), fontsize=9)
     return figure
-
-
-def _title(results: dict) -> str:
-    return f"{results['stream']} · {label(results)} · seed {results['seed']}"
 
 
 def _short(entry: dict) -> str:

@@ -20,7 +20,7 @@ from cl.evaluation import InferenceBatch
 from cl.folder import comparable
 from cl.models import build
 from cl.models.anatomy import anatomy
-from cl.registry import ROOMS, Entry, entries, find
+from cl.registry import ROOMS, Entry, entries, find, located
 from cl.runner import build_strategy, check_contract, resume
 from cl.seeding import frozen
 from cl.state import check_state
@@ -54,20 +54,8 @@ def check(name: str) -> Iterator[Finding]:
 
 
 def _located(name: str) -> list[Entry]:
-    if name.endswith(".py") and Path(name).is_file():
-        import ast
-
-        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
-        found = [
-            find("strategies", f"{name}:{node.name}")
-            for node in tree.body
-            if isinstance(node, ast.ClassDef)
-            and any(isinstance(b, ast.Name | ast.Attribute) for b in node.bases)
-        ]
-        if found:
-            return found
-    if ":" in name:
-        return [find("strategies", name)]
+    if ":" in name or name.endswith(".py"):
+        return located(name)
     known = {n: e for kind in ROOMS for n, e in entries(kind).items()}
     return [known[name]] if name in known else [find("strategies", name)]
 

@@ -17,7 +17,7 @@ import click
 from cl import __version__
 from cl.config import REQUIRED, SCHEMAS, params_of_schema, show, type_name
 from cl.errors import ClError, UsageError, unknown
-from cl.registry import ROOMS, SINGULAR, entries, find
+from cl.registry import ROOMS, SINGULAR, entries, located
 from cl.request import Request
 
 EPILOG = """\b
@@ -25,7 +25,7 @@ Examples
   cl run split_digits fetril
   cl run split_digits replay strategy.size=500 train.epochs=20 seed=1
   cl run image_folder fetril stream.path=photos.zip stream.base=5 model=resnet20
-  cl run my_strategy.py:MyStrategy ... is a strategy of your own: examples/my_strategy.py
+  cl run split_digits examples/my_strategy.py:L2Anchor
   tensorboard --logdir runs
 """
 
@@ -53,15 +53,16 @@ def run_command(arguments: tuple[str, ...], resume_in: str | None, debug: bool) 
             raise UsageError(f"--resume takes the run folder alone, got {' '.join(arguments)} too")
         from cl.runner import resume
 
+        if not resume_in:
+            raise UsageError("--resume takes a run folder, got ''")
         result = _interruptible(lambda: resume(Path(resume_in), progress=True))
-        out = str(Path(resume_in).parent)
+        out = str(Path(resume_in))
     else:
         request = Request.from_arguments(list(arguments))
         out = request.top["out"]
         _writable(Path(out))
-        from cl.runner import execute, pick_device
+        from cl.runner import execute
 
-        _header(request, str(pick_device(request.top["device"])))
         result = _interruptible(lambda: execute(request, progress=True))
     from cl.display import show_results
 
@@ -138,7 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0, 1 a run failed, 2 usage, 130/143 SIGINT/SIGTERM."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that can't show a character
     try:
+        signal.signal(signal.SIGTERM, _on_term)
         code = cl.main(arguments, prog_name="cl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except ClError as error:
@@ -148,11 +153,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except click.UsageError as error:
         _fail(" ".join(error.format_message().split()), 2, debug)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt, Terminated) as stop:
+        _fail(f"{stop_word(stop)} before anything was learned", stop_code(stop), debug)
     except BrokenPipeError:  # the reader of a pipe has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{where}", 1, debug)
     except Exception as error:  # the last boundary: a bug of ours still ends in one line
         _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where", 1, debug)
 
@@ -161,32 +169,30 @@ class Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+def _on_term(signum, frame):
+    raise Terminated
+
+
 def _interruptible(run):
-    """Run until done; SIGINT and SIGTERM end it between two steps, exit 130 or 143."""
-
-    def on_term(signum, frame):
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, on_term)
+    """Run until done; a signal ends it with the command that goes on, exit 130 or 143."""
     try:
         return run()
-    except KeyboardInterrupt:
-        click.echo("cl: interrupted; go on with `cl run --resume RUN_DIR`", err=True)
-        sys.exit(130)
-    except Terminated:
-        click.echo("cl: terminated; go on with `cl run --resume RUN_DIR`", err=True)
-        sys.exit(143)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except (KeyboardInterrupt, Terminated) as stop:
+        folder = getattr(stop, "run_folder", None)
+        if folder is None:
+            raise
+        click.echo(f"cl: {stop_word(stop)}; go on with: cl run --resume {folder}", err=True)
+        sys.exit(stop_code(stop))
 
 
-def _header(request: Request, device: str) -> None:
-    click.echo(
-        f"{request.stream_name} · {request.strategy_name} · seed {request.top['seed']} · "
-        f"{device} · {request.top['threads']} "
-        f"thread{'s' * (request.top['threads'] != 1)}",
-        err=True,
-    )
+def stop_word(stop: BaseException) -> str:
+    """What ended the program."""
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
+def stop_code(stop: BaseException) -> int:
+    """128 + the signal's number."""
+    return 143 if isinstance(stop, Terminated) else 130
 
 
 def _writable(out: Path) -> None:
@@ -202,8 +208,8 @@ def _writable(out: Path) -> None:
 
 def _everywhere(name: str) -> list:
     """The plug-ins of any kind called `name`."""
-    if ":" in name:
-        return [find("strategies", name)]
+    if ":" in name or name.endswith(".py"):
+        return located(name)
     by_kind = {kind: entries(kind) for kind in ROOMS}
     matches = [found[name] for found in by_kind.values() if name in found]
     if not matches:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Optional, Union
 import annotated_types
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cl.errors import BadValue, ContractError, unknown
+from cl.errors import BadValue, ContractError, nearest, unknown
 
 REQUIRED = object()
 
@@ -129,7 +129,7 @@ class Top:
 
     seed: Annotated[int, Range(min=0)] = 0
     device: str = "auto"
-    threads: Annotated[int, Range(min=1)] = 1
+    threads: Annotated[int, Range(min=1, max=1024)] = 1
     out: str = "runs"
     model: str | None = None
     probes: list[str] = ()
@@ -226,9 +226,14 @@ def parse(key: str, value: Any, annotation: Any) -> Any:
         adapter = TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
         parsed = adapter.validate_python(candidate)
     except ValidationError as error:
-        raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}") from error
-    if isinstance(parsed, Path):  # absolute, so that a recipe can be run from anywhere
-        return str(parsed.expanduser().absolute())
+        near = ""
+        if typing.get_origin(annotation) is Literal:
+            near = nearest(str(value).lower(), map(str, typing.get_args(annotation)))
+        raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}{near}") from error
+    if isinstance(parsed, Path):
+        return _absolute(key, value)
+    if type(parsed) is int and abs(parsed) >= 2**62:
+        raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}: too large")
     return list(parsed) if isinstance(parsed, tuple) else parsed
 
 
@@ -293,6 +298,17 @@ def _mentions(annotation: Any, kind: type) -> bool:
 def _list_item(annotation: Any) -> Any | None:
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     return args[0] if origin in (list, tuple) else None
+
+
+def _absolute(key: str, value: Any) -> str:
+    """A path as absolute text, so that a recipe can be run from anywhere."""
+    text = str(value)
+    if not text or not text.isprintable():
+        raise BadValue(f"{key} must be a path, got {text!r}")
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:
+        raise BadValue(f"{key}={text}: {error}") from error
 
 
 def _is_union(annotation: Any) -> bool:

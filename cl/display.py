@@ -11,10 +11,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 from rich.text import Text
 
-from cl.folder import label
+from cl.folder import label, title
 
 if TYPE_CHECKING:
     from cl.loop import Loop
+    from cl.recipe import Recipe
 
 WIDE = 10  # evals that the full accuracy matrix is shown for
 NARROW = 9  # characters of an eval's name that fit above its column
@@ -30,8 +31,9 @@ def console(file=None) -> Console:
 class Display:
     """A progress bar on a terminal; one line per experience where the output is no terminal."""
 
-    def __init__(self, stream_length: int, updates: list[int]):
+    def __init__(self, title: str, stream_length: int, updates: list[int]):
         self.out = console(sys.stderr)
+        self.out.print(title, soft_wrap=True)
         self.updates, self.n = updates, stream_length
         self.before = self.index = 0
         self.next_tick = 0.0
@@ -83,12 +85,20 @@ class Display:
         self.bar.stop()
 
 
+def header(recipe: Recipe) -> str:
+    """What is run, on what."""
+    threads = f"{recipe.threads} thread{'s' * (recipe.threads != 1)}"
+    names = label(recipe.stream), label(recipe.strategy)
+    parts = (*names, recipe.model, f"seed {recipe.seed}", recipe.device)
+    return " · ".join([*parts, threads])
+
+
 def show_results(results: dict, folder: str, out_folder: str) -> None:
     """The table of a run and where its curves are."""
     out = console()
     m, cost = results["metrics"], results["cost"]
     out.print()
-    out.print(_table(results))
+    out.print(_table(results, out.width))
     finals = [
         ("average accuracy", _number(m["average_accuracy"])),
         ("average incremental accuracy", _number(m["average_incremental_accuracy"])),
@@ -108,16 +118,22 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     out.print(f"curves   tensorboard --logdir {out_folder}", soft_wrap=True)
 
 
-def _table(results: dict) -> Table:
+def _table(results: dict, width: int) -> Table:
     m, evals, n = results["metrics"], results["evals"], len(results["experiences"])
-    wide = len(evals) <= WIDE
     score = results["score"].replace("_", " ")
-    title = f"{results['stream']} · {label(results)} · seed {results['seed']}: test {score}"
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=f"{title(results)}: test {score}",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     table.add_column("after learning", no_wrap=True)
     names = [_short(e["name"]) for e in evals]
     if any(len(name) > NARROW for name in names):
         names = [f"eval {j}" for j in range(len(evals))]
+    longest = max(len(_cut(_short(e["name"]))) for e in results["experiences"])
+    needed = max(14, longest + 3) + 45 + sum(max(5, len(name)) + 3 for name in names)
+    wide = len(evals) <= WIDE and needed <= width  # else curves only: digits are never cut
     for name in names if wide else []:
         table.add_column(Text(name), justify="right", no_wrap=True)
     for name in ("new", "past", "seen", "stability"):

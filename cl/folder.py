@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -13,6 +14,8 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +40,8 @@ def prepare(folder: Path, out: Path) -> None:
     """Make an empty `folder`; what stood there moves to `<out>/.old/`. Raises DataError."""
     try:
         if folder.exists():
+            with locked(folder):
+                pass  # nobody is writing there
             stamp = time.strftime("%Y%m%d-%H%M%S")
             old = out / ".old" / folder.relative_to(out).parent / f"{folder.name}-{stamp}"
             while old.exists():
@@ -50,10 +55,21 @@ def prepare(folder: Path, out: Path) -> None:
         ) from error
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder for one writer. Raises DataError if another process holds it."""
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"another run is writing to {folder}; wait or choose out=") from error
+        yield
+
+
 def clear(folder: Path) -> None:
     """Empty a run folder whose run has to start over; its recipe stays."""
     for path in folder.iterdir():
-        if path.name == "recipe.yaml":
+        if path.name in ("recipe.yaml", ".lock"):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -81,9 +97,15 @@ def comparable(results: dict) -> dict:
     return kept
 
 
-def label(results: dict) -> str:
-    """The strategy's name for people: without the path of a file of the user's own."""
-    return "+".join(part.rpartition(":")[2] for part in results["strategy"].split("+"))
+def label(name: str) -> str:
+    """A stream's or strategy's name for people: without the path of a file of the user's own."""
+    return "+".join(part.rpartition(":")[2] for part in name.split("+"))
+
+
+def title(results: dict) -> str:
+    """`stream · strategy · seed k`."""
+    parts = label(results["stream"]), label(results["strategy"]), f"seed {results['seed']}"
+    return " · ".join(parts)
 
 
 def truncate_events(folder: Path, sizes: dict[str, int]) -> None:

@@ -21,7 +21,7 @@ from cl.errors import DataError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that exists is the test split
-GREY = ("1", "L", "LA", "I", "I;16", "F")
+GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "F")
 MEMORY_SHARE = 0.6  # of the memory that is free may be taken by decoded images
 
 
@@ -44,7 +44,7 @@ class ImageFolder:
 
 def scan(path: Path) -> ImageFolder:
     """Find the images of each class without opening them. Raises DataError in one line."""
-    if not path.exists():
+    if not (path.is_dir() or path.is_file()):
         raise DataError(f"stream.path: no file or folder {path}")
     files = _listed(path)
     if not files:
@@ -53,28 +53,26 @@ def scan(path: Path) -> ImageFolder:
         )
     parts = [PurePosixPath(f).parts for f in files]
     depth = 0
-    while all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) == 1:
+    while (
+        all(len(p) > depth + 2 for p in parts)
+        and len({p[depth] for p in parts}) == 1
+        and parts[0][depth].lower() not in ("train", *TEST_FOLDERS)
+    ):
         depth += 1  # a wrapping folder
-    tops = {p[depth] for p in parts if len(p) > depth + 1}
-    test = next((name for name in TEST_FOLDERS if name in tops), None)
+    tops = {p[depth].lower() for p in parts}
     split = "train" in tops
-    if split:
-        stray = tops - {"train", *TEST_FOLDERS}
-        if stray:
-            raise DataError(
-                f"{path} has {sorted(stray)[0]!r} beside train/; expected train/, test/"
-            )
-    names, is_test, kept = [], [], []
+    if len(tops) == 1 and tops <= set(TEST_FOLDERS) and len(parts[0]) > depth + 2:
+        raise DataError(f"{path} holds {parts[0][depth]}/ alone; expected train/ and test/")
+    test = next((name for name in TEST_FOLDERS if name in tops), None) if split else None
+    names, is_test = [], []
     for file, p in zip(files, parts, strict=True):
-        inner = p[depth + 1 :] if split else p[depth:]
-        if split and len(p) <= depth + 1:
-            raise DataError(f"{path}: {file} lies outside train/ and test/")
+        inner, top = p[depth + split :], p[depth].lower()
         if len(inner) < 2:
-            # all images in one folder: that folder, stripped as a wrapper, is the one class
-            inner = (p[depth - 1] if depth else path.stem, *inner[-1:])
+            raise DataError(f"{path}: image {file} lies outside the class folders")
+        if split and top not in ("train", *TEST_FOLDERS):
+            raise DataError(f"{path} has {p[depth]!r} beside train/; expected train/, test/")
         names.append("/".join(inner[:-1]))
-        is_test.append(split and p[depth] == test)
-        kept.append(file)
+        is_test.append(split and top == test)
     classes = sorted(set(names))
     if len(classes) < 2:
         raise DataError(
@@ -82,7 +80,7 @@ def scan(path: Path) -> ImageFolder:
             "more folders with images"
         )
     label = {name: k for k, name in enumerate(classes)}
-    return ImageFolder(path, kept, [label[name] for name in names], is_test, classes)
+    return ImageFolder(path, files, [label[name] for name in names], is_test, classes)
 
 
 def decode(folder: ImageFolder, rows: list[int], size: int | None) -> Tensor:
@@ -110,7 +108,7 @@ def _decode_all(read, files: list[str], side, size, grey: bool) -> np.ndarray | 
         with _open(read, files[k]) as image:
             if grey and image.mode not in GREY:
                 return False
-            image = image.convert("L" if grey else "RGB")
+            image = _eight_bits(image, files[k]).convert("L" if grey else "RGB")
             if size:
                 image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             elif image.size[::-1] != side:
@@ -156,6 +154,15 @@ def _open(read, name: str) -> Iterator[Image.Image]:
         raise DataError(f"image {name} can't be read: {reason}") from error
 
 
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """16-bit grey scaled to 8 (PIL's own conversion would cut everything above 255 to white)."""
+    if image.mode == "F":
+        raise DataError(f"image {name} holds floats; convert it to 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
 def _is_grey(read, name: str) -> bool:
     with _open(read, name) as image:
         return image.mode in GREY
@@ -187,8 +194,7 @@ def _reader(path: Path):
 
 def _listed(path: Path) -> list[str]:
     if path.is_dir():
-        found = (p for p in path.rglob("*") if p.is_file())
-        names = [p.relative_to(path).as_posix() for p in found]
+        names = _walk(path)
     else:
         try:
             with zipfile.ZipFile(path) as archive:
@@ -198,6 +204,27 @@ def _listed(path: Path) -> list[str]:
                 f"stream.path: {path} is neither a folder nor a zip ({error})"
             ) from error
     return sorted(n for n in names if _is_image(n))
+
+
+def _walk(path: Path) -> list[str]:
+    """Files below a folder, links followed; what can't be read is said, never left out."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"stream.path: {error.filename} can't be read: {error.strerror}")
+
+    names, seen = [], set()
+    for folder, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()  # a link back up
+            continue
+        seen.add(real)
+        for name in files:
+            full = Path(folder) / name
+            if _is_image(name) and not full.is_file():
+                raise DataError(f"stream.path: {full} is a broken link or no file")
+            names.append(full.relative_to(path).as_posix())
+    return names
 
 
 def _is_image(name: str) -> bool:

@@ -143,6 +143,8 @@ class Recorder:
         undefined |= {f"metrics.{path}": reason for path, reason in reasons.items()}
         if not self.has_val:
             undefined["V"] = "stream.val=0: no validation data"
+        undefined["raw"] = f"{stream.score} is recorded as it is"
+        undefined["selection"] = "no setting was chosen by a search"
         return {
             "schema": SCHEMA,
             "status": self.status,

@@ -154,6 +154,36 @@ def find(kind: str, name: str) -> Entry:
     return found[name]
 
 
+def located(name: str) -> list[Entry]:
+    """What `path.py`, `path.py:Object` or `package.module:Object` holds, whatever its kind."""
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise DataError(f"no file {name}")
+        nodes = [n for n in _tree(path).body if isinstance(n, ast.ClassDef | ast.FunctionDef)]
+        kinds = {node.name: _kind_of_source(node) for node in nodes}
+        found = [find(kind, f"{name}:{attr}") for attr, kind in kinds.items() if kind]
+        if not found:
+            raise ContractError(
+                f"{name} holds no plug-in: a strategy is a class derived from cl.Strategy, "
+                "a stream a function annotated `-> Stream`"
+            )
+        return found
+    entry = find("strategies", name)
+    kind = _kind_of_source(_parsed(entry.path, entry.attr)[1]) or "strategies"
+    return [find(kind, name)]
+
+
+def _kind_of_source(node: ast.AST) -> str | None:
+    """The kind of a class or function by its bases or its return annotation."""
+    if isinstance(node, ast.ClassDef):
+        return "strategies" if node.bases else None
+    returns = ast.unparse(node.returns) if node.returns is not None else ""
+    if returns.endswith("Stream"):
+        return "streams"
+    return "models" if returns.endswith("Module") else None
+
+
 def snake(name: str) -> str:
     """`MyStrategy` -> `my_strategy`, `FeTrIL` -> `fe_tr_il`."""
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
@@ -172,7 +202,7 @@ def _find_located(kind: str, name: str) -> Entry:
             spec = importlib.util.find_spec(location)
         except (ImportError, ValueError):
             spec = None
-        if spec is None or spec.origin is None:
+        if spec is None or not Path(spec.origin or "").is_file():
             raise UnknownName(
                 f"{SINGULAR[kind]} {name!r}: no module {location!r} on the Python path"
             )
@@ -203,6 +233,8 @@ def _in_room(kind: str) -> dict[str, Entry]:
 def _tree(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except OSError as error:
+        raise ContractError(f"{path} can't be read: {error.strerror}") from error
     except SyntaxError as error:
         raise ContractError(f"{path}:{error.lineno}: {error.msg}") from error
     except (UnicodeDecodeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cl.config import Eval, Top, Train, params_of_schema, parse_all, show
 from cl.errors import BadValue, DataError, UnknownName, nearest
 from cl.registry import Entry, find
 
+SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 PREFIXES = ("stream", "strategy", "model", "train", "eval")
 
 
@@ -46,6 +48,8 @@ class Request:
         top_params = params_of_schema(Top)
         top = {name: param.default for name, param in top_params.items()}
         top |= parse_all("", sections.pop(""), top_params, "a run")
+        if not top["out"] or not top["out"].isprintable():
+            raise BadValue(f"out must be a folder, got {top['out']!r}")
         for probe in top["probes"]:
             find("probes", probe)
         request = Request(
@@ -77,8 +81,8 @@ class Request:
         """`STREAM STRATEGY [key=value ...]` or `recipe.yaml [key=value ...]`."""
         names, keys = [], {}
         for argument in arguments:
-            key, equals, value = argument.partition("=")
-            if not equals:
+            key, _, value = argument.partition("=")
+            if not SETTING.match(argument):  # a path may hold an equals sign
                 names.append(argument)
             elif key in keys:
                 raise BadValue(f"{key} is given twice: {show(keys[key])} and {value}")
@@ -98,12 +102,12 @@ class Request:
     def from_recipe(path: Path, overrides: dict[str, Any]) -> Request:
         """A recipe file, keys of the command line on top."""
         try:
-            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            recipe = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
         except OSError as error:
             raise DataError(f"recipe {path}: {error.strerror}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             line = " ".join(str(error).split())
-            raise DataError(f"recipe {path} is no YAML: {line}") from error
+            raise DataError(f"recipe {path} can't be used: {line}") from error
         if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
             raise DataError(
                 f"recipe {path} must hold `key: value` lines, stream and strategy first"
@@ -158,6 +162,17 @@ class Request:
                 if _differs(value, params[name].default):
                     changed[f"{prefix}{name}"] = value
         return changed
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _folder_name(entry: Entry) -> str:

@@ -14,9 +14,9 @@ from torch import nn
 from cl import checkpoint, objectives
 from cl.board import Board
 from cl.config import REQUIRED
-from cl.display import Display
+from cl.display import Display, header
 from cl.errors import BadValue, ClError, ContractError, DataError, RunError, unknown
-from cl.folder import clear, prepare, read_results, run_folder
+from cl.folder import clear, locked, prepare, read_results, run_folder
 from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
 from cl.recipe import Recipe, defaults_of, hparams, resolve
@@ -64,6 +64,12 @@ def run(stream, strategy="naive", /, **settings) -> Result:
     also be an nn.Module; `progress=True` shows the progress bar. Raises ClError subclasses.
     """
     progress = settings.pop("progress", False)
+    if isinstance(strategy, type) and issubclass(strategy, Strategy):
+        strategy = strategy()
+    if not isinstance(stream, str | Stream):
+        raise BadValue(f"stream must be a name or a Stream, got {type(stream).__name__}")
+    if not isinstance(strategy, str | Strategy | list | tuple):
+        raise BadValue(f"strategy must be a name or a Strategy, got {type(strategy).__name__}")
     objects = {"stream": stream} if isinstance(stream, Stream) else {}
     strategies = [strategy] if isinstance(strategy, Strategy) else strategy
     if not isinstance(strategies, str):
@@ -84,6 +90,8 @@ def load(folder) -> Result:
 
 def resume(folder: Path, *, progress: bool = False) -> Result:
     """Go on after the last checkpoint; without one start over; finished: just load it."""
+    if not folder.is_dir():
+        raise DataError(f"--resume: no folder {str(folder)!r}")
     recipe = folder / "recipe.yaml"
     begun = (folder / "results.json").is_file() or not recipe.is_file()
     if begun and read_results(folder)["status"] == "finished":
@@ -111,7 +119,7 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     recipe = resolve(request, stream, stream_settings, str(device), needs)
     model = request.objects.get("model")
     if model is None:
-        model = build(recipe.model, stream.input_shape, recipe.model_settings)
+        model = _build_model(recipe, stream)
     objective = find("objectives", objectives.DEFAULTS[stream.domain]).load()()
     loop = Loop(
         stream=stream.to(device),
@@ -127,8 +135,19 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     folder = resume_in or run_folder(recipe)
     if resume_in is None:
         prepare(folder, Path(recipe.out))
-    recorder = Recorder(folder, recipe, stream)
-    return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
+    with locked(folder):
+        recorder = Recorder(folder, recipe, stream)
+        return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
+
+
+def _build_model(recipe: Recipe, stream: Stream) -> nn.Module:
+    try:
+        return build(recipe.model, stream.input_shape, recipe.model_settings)
+    except (RuntimeError, MemoryError) as error:  # torch says so when memory is asked for in vain
+        reason = str(error).strip().partition("\n")[0]
+        raise BadValue(
+            f"model {recipe.model} can't be built with these settings: {reason}"
+        ) from error
 
 
 def _run_recorded(
@@ -141,7 +160,7 @@ def _run_recorded(
     else:
         recorder.write_recipe()
     recorder.board = Board(folder, hparams(recipe))
-    display = Display(len(loop.stream), _planned(loop)) if progress else None
+    display = Display(header(recipe), len(loop.stream), _planned(loop)) if progress else None
     recorder.display = loop_display = display
     loop.observer = recorder
     recorder.log.info(
@@ -159,6 +178,7 @@ def _run_recorded(
             raise RunError(f"{type(error).__name__}: {error} in {_place(error)}") from error
         raise
     except BaseException as stop:
+        stop.run_folder = folder
         recorder.log.info("stopped by %s", type(stop).__name__)
         status = "running"
         raise

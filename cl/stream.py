@@ -18,6 +18,7 @@ from cl.data import Table
 from cl.errors import BadValue, DataError
 from cl.seeding import generator
 
+DEFAULT_EXPERIENCES = 5
 GIVES = ("boundaries", "task_id_train", "task_id_test", "stream_length", "future_data")
 
 
@@ -209,15 +210,22 @@ def split_sizes(
     base: int | None = None,
     increment: int | None = None,
 ) -> list[int]:
-    """Classes per experience: equal shares, or `base` first and then `increment` each.
+    """Classes per experience: equal shares (five by default), or `base`, then `increment` each.
 
     No class is dropped: equal shares that do not divide give the first experiences one more
     (10 in 3: 4, 3, 3); a rest smaller than `increment` is the last experience.
     """
     if n_classes < 2:
         raise DataError(f"a class-incremental stream needs 2 or more classes, got {n_classes}")
-    if base is None and increment is None:
-        n = n_experiences
+    if base is not None or increment is not None:
+        if n_experiences is not None:
+            raise BadValue(
+                "stream.n_experiences is for equal shares; give it or stream.base and "
+                "stream.increment, not both"
+            )
+    else:
+        n = DEFAULT_EXPERIENCES if n_experiences is None else n_experiences
+        n = n_classes if n_experiences is None and n > n_classes else n
         if not 1 <= n <= n_classes:
             raise BadValue(f"stream.n_experiences must be 1 to {n_classes} (classes), got {n}")
         return [n_classes // n + (k < n_classes % n) for k in range(n)]
@@ -309,9 +317,10 @@ def _carve(items: Tensor, share: float, name: str, seed: int, key: str = "stream
         return items, items[:0]
     n = max(1, round(share * len(items)))
     if n >= len(items):
+        instead = f"{key}=0" if key == "stream.val" else f"a smaller {key}"
         raise BadValue(
             f"{key}={share:g} leaves class {name!r} no training item of its {len(items)}; "
-            f"give more items or {key}=0"
+            f"give more items or {instead}"
         )
     shuffled = items[torch.randperm(len(items), generator=generator(seed, f"{key}/{name}"))]
     return shuffled[n:].sort().values, shuffled[:n].sort().values

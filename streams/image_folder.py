@@ -11,7 +11,7 @@ Gives     boundaries, stream_length; jointly solvable
 Parameters
     path           folder or .zip of class folders
     size           side of the square images: shorter side fitted, centre cut; none keeps [pixels]
-    n_experiences  experiences of equal size; a rest goes to the first ones [experiences]
+    n_experiences  experiences of equal size, a rest to the first ones; none: 5 [experiences]
     base           classes in the first experience; then `increment` each [classes]
     increment      classes in each later experience [classes]
     class_order    fixed (alphabetical), seeded, or positions separated by commas
@@ -40,7 +40,7 @@ def image_folder(
     *,
     path: Path,
     size: Annotated[int, Range(min=4, max=1024)] | None = None,
-    n_experiences: Annotated[int, Range(min=1)] = 5,
+    n_experiences: Annotated[int, Range(min=1)] | None = None,
     base: Annotated[int, Range(min=1)] | None = None,
     increment: Annotated[int, Range(min=1)] | None = None,
     class_order: Literal["fixed", "seeded"] | list[int] = "fixed",

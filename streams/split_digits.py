@@ -6,7 +6,7 @@ Shapes    x float32 [1, 8, 8] in [0, 1]; y int64 in [0, 10)
 Splits    train and test stratified by class, fixed by stream.seed; validation out of train
 Gives     boundaries, stream_length; jointly solvable
 Parameters
-    n_experiences  experiences of equal size; a rest goes to the first ones [experiences]
+    n_experiences  experiences of equal size, a rest to the first ones; none: 5 [experiences]
     base           classes in the first experience; then `increment` each [classes]
     increment      classes in each later experience [classes]
     class_order    fixed (0..9), seeded, or ten digits separated by commas
@@ -30,7 +30,7 @@ from cl.stream import Labelled, Stream, class_incremental, hold_out, split_sizes
 @register
 def split_digits(
     *,
-    n_experiences: Annotated[int, Range(min=1)] = 5,
+    n_experiences: Annotated[int, Range(min=1)] | None = None,
     base: Annotated[int, Range(min=1)] | None = None,
     increment: Annotated[int, Range(min=1)] | None = None,
     class_order: Literal["fixed", "seeded"] | list[int] = "fixed",

@@ -1,5 +1,7 @@
 """Every registered plug-in keeps the contract; the checks are those of `cl check`."""
 
+from pathlib import Path
+
 import pytest
 
 from cl.check import check
@@ -58,3 +60,9 @@ def test_check_finds_what_breaks_the_contract(case, tmp_path):
     findings = list(check(f"{path}:Bad"))
     failed = " ".join(f"{what}: {detail}" for passed, what, detail in findings if not passed)
     assert expected in failed
+
+
+@pytest.mark.parametrize("name", ["my_stream.py", "my_strategy.py", "my_stream.py:split_wine"])
+def test_the_examples_keep_the_contract(name):
+    findings = list(check(str(Path(__file__).parents[1] / "examples" / name)))
+    assert len(findings) > 5 and all(passed for passed, *_ in findings)

@@ -94,7 +94,7 @@ def test_the_folder_is_named_by_stream_strategy_changes_and_seed(finished):
     parts = finished.dir.parts[-3:]
     assert parts[0] == "split_digits" and parts[2] == "seed0"
     assert parts[1] == "replay,stream.n_experiences=3,size=50,train.epochs=1,eval.every=5"
-    files = {p.name for p in finished.dir.iterdir() if not p.name.startswith("events")}
+    files = {p.name for p in finished.dir.iterdir() if not p.name.startswith((".", "events"))}
     assert files == {"recipe.yaml", "results.json", "curves.jsonl", "checkpoint", "log.txt"}
 
 

@@ -250,7 +250,10 @@ def broken_crc(tmp_path):
             lambda t: write(t / "o", [f"only/{k}.png" for k in range(5)]),
             "one class only \\('only'\\)",
         ),
-        (lambda t: write(t / "f", [f"{k}.png" for k in range(5)]), "one class only \\('f'\\)"),
+        (
+            lambda t: write(t / "f", [f"{k}.png" for k in range(5)]),
+            "lies outside the class folders",
+        ),
         (corrupt_zip, "dog/3.png can't be read: not an image"),
         (truncated_zip, "dog/3.png can't be read"),
         (broken_crc, "can't be read"),
@@ -313,3 +316,42 @@ def test_omniglot_reads_from_its_zip(data_folder):
     stream = image_folder(path=data_folder / "omniglot-small1.zip", size=28, increment=20)
     assert len(stream.class_names) == 136 and stream.input_shape == (1, 28, 28)
     assert sum(len(e.test) for e in stream.evals) == 136 * 4
+
+
+def test_16_bit_images_keep_their_greys(tmp_path):
+    folder = write(tmp_path / "deep", FLAT, mode="L")
+    values = np.arange(81, dtype=np.uint16).reshape(9, 9) * 800
+    for c in ("cat", "dog", "eel"):
+        for k in range(6):
+            Image.fromarray(values).save(folder / c / f"{k}.png")
+    x = image_folder(path=folder, n_experiences=3).experiences[0].train.column("x")
+    np.testing.assert_array_equal(x[0, 0].numpy(), values >> 8)
+
+
+def test_linked_class_folders_are_followed_and_broken_links_said(tmp_path):
+    folder = write(tmp_path / "l", FLAT)
+    (folder / "eel").rename(tmp_path / "elsewhere")
+    (folder / "eel").symlink_to(tmp_path / "elsewhere")
+    (folder / "cat" / "loop").symlink_to(folder)
+    assert image_folder(path=folder, n_experiences=3).class_names == ["cat", "dog", "eel"]
+    (folder / "cat" / "9.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match="9.png is a broken link"):
+        image_folder(path=folder, n_experiences=3)
+
+
+def test_split_folders_are_told_by_name_whatever_their_case(tmp_path):
+    names = [name.replace("train", "Train").replace("test", "TEST") for name in SPLIT]
+    stream = image_folder(path=write(tmp_path / "case", names), n_experiences=2, val=0)
+    assert stream.class_names == ["cat", "dog"] and [len(e.test) for e in stream.evals] == [4, 4]
+
+
+def test_a_test_folder_alone_is_refused(tmp_path):
+    folder = write(tmp_path / "t", [name for name in SPLIT if name.startswith("test")])
+    with pytest.raises(DataError, match="holds test/ alone"):
+        image_folder(path=folder, n_experiences=2)
+
+
+def test_equal_shares_and_base_exclude_each_other():
+    with pytest.raises(BadValue, match="not both"):
+        split_sizes(10, n_experiences=5, base=4)
+    assert split_sizes(10) == [2] * 5 and split_sizes(3) == [1, 1, 1]

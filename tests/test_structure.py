@@ -124,7 +124,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_readme_commands_run(command, tmp_path):
-    if "stream.path=" in command:
+    if "stream.path=" in command or command.startswith("cl run recipe"):
         pytest.skip("needs the reader's own images")
     arguments = shlex.split(command)[1:]
     if arguments[0] == "run":

@@ -61,6 +61,8 @@ def small_cnn(
 ) -> nn.Module:
     """A small convolutional network."""
     channels, *sides = input_shape
+    if min(sides) < 2:
+        raise BadValue(f"small_cnn needs images of 2x2 or more, got {sides[0]}x{sides[1]}")
     if min(sides) < 2**depth:
         raise BadValue(
             f"model.depth={depth} halves the image {depth} times, but it is {sides[0]}x{sides[1]}; "
