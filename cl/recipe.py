@@ -63,27 +63,25 @@ def resolve(
     request: Request, stream: Stream, stream_settings: dict, device: str, needs: tuple[str, ...]
 ) -> Recipe:
     """All settings by precedence, and which of them differ from what would be without them."""
-    given = request.given
-    defaults = {**stream.defaults}
-    model = request.top["model"] or defaults.get("model", "small_cnn")
+    default_model = stream.defaults.get("model")
     if "model" in request.objects:
         model, model_params = type(request.objects["model"]).__name__, {}
     else:
+        model = request.top["model"] or default_model or "small_cnn"
         model_params = find("models", model).params()
     schemas = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
     sections, changed = {}, {}
     for prefix, params in {**schemas, "model": model_params}.items():
+        inherited = prefix != "model" or model == default_model
         base = defaults_of(params)
-        inherited = model == defaults.get("model") or prefix != "model"
-        base |= _section(defaults, prefix, params) if inherited else {}
-        own = parse_all(f"{prefix}.", given.get(prefix, {}), params, f"{prefix} {model}".strip())
+        base |= _section(stream.defaults, prefix, params) if inherited else {}
+        own = parse_all(f"{prefix}.", request.given.get(prefix, {}), params, f"model {model}")
         sections[prefix] = base | own
         changed |= {f"{prefix}.{k}": v for k, v in own.items() if v != base[k]}
     strategy_settings = [
         (entry.slug, defaults_of(entry.params()) | settings)
         for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
     ]
-    probes = request.top["probes"]
     return Recipe(
         stream=request.stream_name,
         stream_slug=request.stream_slug,
@@ -94,14 +92,14 @@ def resolve(
         device=device,
         threads=request.top["threads"],
         out=request.top["out"],
-        probes=list(probes),
+        probes=list(request.top["probes"]),
         stream_settings=stream_settings,
         strategy_settings=strategy_settings,
         model_settings=sections["model"],
         train=Train(**sections["train"]),
         eval=Eval(**sections["eval"]),
         needs=needs,
-        changed=request.changed(defaults.get("model")) | changed,
+        changed=request.changed(default_model) | changed,
         repeatable=not request.objects,
         own_stream_seed="seed" in request.stream_settings,
     )

@@ -41,6 +41,11 @@ BAD = {
         "\n            [p.add_(0.01) for p in loop.model.parameters()]",
         "measuring changes nothing",
     ),
+    "prediction by batch": (
+        "def predict(self, loop, batch):\n        scores = loop.model(batch.x)\n"
+        "        return scores - scores.mean(0)",
+        "predictions do not depend on batching",
+    ),
     "state outside __init__": (
         "def after_training_exp(self, loop):\n        import __main__\n"
         "        n = __main__.__dict__.setdefault('seen_', [])\n        n.append(1)\n"
