@@ -1,6 +1,7 @@
 """Settings and corner cases, one by one: each test fails if its subject is switched off."""
 
 import math
+import random
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,10 @@ from cl import metrics
 from cl.config import parse
 from cl.errors import BadValue, ContractError, NonFinite
 from cl.models import Classifier, build
+from cl.seeding import frozen, global_state
 from cl.strategy import Strategy
+from cl.stream import Experience
+from strategies import fetril
 from strategies.fetril import FeTrIL
 from strategies.naive import Naive
 from strategies.replay import Replay
@@ -202,6 +206,47 @@ def test_micro_batches_share_one_draw_of_stored_rows():
 
     make_loop([Replay(size=6), Look()], accumulate=4, updates=1).run()
     assert sum(totals) == 6 and max(totals) - min(totals) <= 1
+
+
+def test_the_clock_counts_experiences_epochs_and_updates():
+    seen = []
+
+    class Look(Strategy):
+        def after_training_exp(self, loop):
+            clock = loop.clock
+            seen.append((clock.train_exp_counter, clock.train_exp_epochs, clock.train_iterations))
+
+    loop = make_loop([Look()], epochs=3, updates=5, batch_size=24)
+    loop.run()
+    assert seen == [(0, 3, 5), (1, 3, 10)] and loop.clock.train_exp_counter == 2
+
+
+def test_measuring_puts_back_every_global_generator():
+    model = DropoutNet()
+    before = global_state()
+    with frozen(model):
+        torch.rand(3), np.random.rand(3), random.random()
+    after = global_state()
+    assert torch.equal(before["torch"], after["torch"])
+    assert np.array_equal(before["numpy"][1], after["numpy"][1])
+    assert before["python"] == after["python"]
+
+
+def test_fetril_uses_real_features_of_a_class_that_comes_back(monkeypatch):
+    stream = tiny_stream(4, (2, 2))
+    first = stream.experiences[0]
+    stream.experiences.append(Experience(2, "again", first.classes, first.train, first.val))
+    fitted = []
+    plain = fetril.svm
+
+    def spy(x, y, *settings):
+        fitted.append(torch.bincount(y).tolist())
+        return plain(x, y, *settings)
+
+    monkeypatch.setattr(fetril, "svm", spy)
+    make_loop([FeTrIL()], stream).run()
+    n = torch.bincount(first.train.column("y")).tolist()
+    assert fitted[1][:2] == n  # real rows, and no translated ones beside them
 
 
 def test_sampled_past_scores_exactly_k_past_evals():

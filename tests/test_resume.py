@@ -86,14 +86,23 @@ class Teacher(Strategy):
         self.teacher = loop.snapshot()
 
 
+class FreezeOnce(Strategy):
+    """Freezes a part at one experience and never says so again."""
+
+    def before_training_exp(self, loop):
+        if loop.experience.index == 1:
+            loop.model.backbone.layers[0].requires_grad_(False)
+
+
 class Grow(Strategy):
     """A head of its own making."""
 
     def grow(self, model, n_classes):
         model.head.grow(n_classes + 2, torch.Generator().manual_seed(7))
 '''
+NAMES = ("Counter", "Longer", "Freeze", "FreezeOnce", "Alias", "Teacher", "Grow")
 CASES = {
-    **{name: (name, {}) for name in ("Counter", "Longer", "Freeze", "Alias", "Teacher", "Grow")},
+    **{name: (name, {}) for name in NAMES},
     "adamw and cosine": ("replay", {"train.optimizer": "adamw", "train.schedule": "cosine"}),
     "reservoir, sampled evals": (
         "replay",
