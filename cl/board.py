@@ -135,7 +135,7 @@ def plane_figure(results: dict) -> Figure:
     axes.set_xlim(-0.02, 1.04)
     axes.set_ylim(-0.02, top * 1.06)
     axes.set_xlabel("plasticity: score on what was just learned")
-    axes.set_ylabel("stability: share kept of past scores")
+    axes.set_ylabel("stability: past scores, now over when learned")
     axes.grid(alpha=0.25)
     axes.set_title(title(results), fontsize=9)
     return figure
