@@ -39,6 +39,7 @@ class _Packer:
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors = tensors
         self.seen: dict[int, tuple[object, dict]] = {}  # the object is kept, so is its id
+        self.open: set[int] = set()  # containers being packed
 
     def pack(self, value: object, path: str) -> object:
         if value is None or type(value) in (bool, int, str):
@@ -83,7 +84,9 @@ class _Packer:
         kind = type(value)
         if kind not in (list, tuple, set, dict):
             return None
-        self.seen[id(value)] = value, {"itself": path}
+        if id(value) in self.open:
+            raise ContractError(f"{path} is a {kind.__name__} that holds itself")
+        self.open.add(id(value))
         if kind is dict:
             packed = {
                 "dict": [
@@ -94,9 +97,7 @@ class _Packer:
         else:
             items = sorted(value, key=repr) if kind is set else value
             packed = {kind.__name__: [self.pack(v, f"{path}.{n}") for n, v in enumerate(items)]}
-        del self.seen[id(value)]
-        if '"itself": "' + path + '"' in json.dumps(packed):
-            raise ContractError(f"{path} holds itself, which a checkpoint can't hold")
+        self.open.remove(id(value))
         return packed
 
 

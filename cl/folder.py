@@ -67,9 +67,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Empty a run folder whose run has to start over; its recipe stays."""
+    """Empty a run folder whose run has to start over; recipe and log stay."""
     for path in folder.iterdir():
-        if path.name in ("recipe.yaml", ".lock"):
+        if path.name in ("recipe.yaml", ".lock", "log.txt"):
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 

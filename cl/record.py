@@ -78,8 +78,7 @@ class Recorder:
             self._explain("b", scores.test, scores.undefined)
             if self.board is not None:
                 self.board.periodic(loop, scores)
-            self.write_recipe(loop)
-            self.write_results(loop)
+            self.write_results(self.results(loop))
             return
         self.steps.append((index, _nan(scores.test)))
         if kind == "experience":
@@ -104,7 +103,7 @@ class Recorder:
             self.board.experience(loop, results)
         # the checkpoint first: results never speak of an experience that could not be gone on from
         self.save_checkpoint(loop)
-        self.write_results(loop)
+        self.write_results(results)
         if self.display is not None:
             self.display.experience(loop, results)
         self.log.info(
@@ -122,18 +121,16 @@ class Recorder:
         """Whether the stream holds validation data."""
         return any(e.val is not None for e in self.stream.evals)
 
-    def write_recipe(self, loop: Loop | None = None) -> None:
+    def write_recipe(self) -> None:
         """`recipe.yaml`: every resolved key; `cl run recipe.yaml` repeats the run."""
         text = "# cl run recipe.yaml\n" + yaml.safe_dump(
             self.recipe.flat(), sort_keys=False, allow_unicode=True, default_flow_style=None
         )
         write(self.folder / "recipe.yaml", text)
 
-    def write_results(self, loop: Loop) -> dict:
-        """`results.json`, replaced at once; returns its content."""
-        results = self.results(loop)
+    def write_results(self, results: dict) -> None:
+        """`results.json`, replaced at once."""
         write(self.folder / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-        return results
 
     def results(self, loop: Loop) -> dict:
         """Schema 1."""
@@ -242,7 +239,7 @@ class Recorder:
         """Flush everything; `status` failed or running overrides the last one written."""
         if status is not None and loop is not None:
             self.status = status
-            self.write_results(loop)
+            self.write_results(self.results(loop))
         if self._curves is not None:
             self._curves.close()
             self._curves = None
@@ -295,7 +292,7 @@ class Recorder:
         truncate_events(self.folder, record["events"])
         if state["next_experience"] == len(self.stream):  # stopped between two last files
             self.status = "finished"
-            self.write_results(loop)
+            self.write_results(self.results(loop))
         return state["next_experience"]
 
 

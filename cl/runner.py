@@ -155,13 +155,13 @@ def _run_recorded(
 ) -> Result:
     recipe = recorder.recipe
     start = recorder.restore(loop) if resuming else 0
-    if resuming and start == 0:
-        clear(folder)
-    else:
+    if not resuming:
         recorder.write_recipe()
+    elif start == 0:
+        clear(folder)
     recorder.board = Board(folder, hparams(recipe))
-    display = Display(header(recipe), len(loop.stream), _planned(loop)) if progress else None
-    recorder.display = loop_display = display
+    if progress:
+        recorder.display = Display(header(recipe), len(loop.stream), _planned(loop))
     loop.observer = recorder
     recorder.log.info(
         "%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed, recipe.device
@@ -185,8 +185,8 @@ def _run_recorded(
     finally:
         for warning in caught:
             recorder.log.warning("%s", str(warning.message).partition("\n")[0])
-        if loop_display is not None:
-            loop_display.close()
+        if recorder.display is not None:
+            recorder.display.close()
         recorder.close(status, loop)
     return Result(read_results(folder), folder, loop.model)
 
@@ -283,9 +283,6 @@ def check_contract(strategy: Strategy) -> None:
 
 def _check_training(recipe: Recipe, stream: Stream, loop: Loop) -> None:
     """Combinations that could only fail later."""
-    names = [part for part in recipe.probes if part]
-    for name in names:
-        find("probes", name)
     if recipe.train.augment and len(stream.input_shape) != 3:
         raise BadValue(
             f"train.augment={','.join(recipe.train.augment)} needs images [C, H, W], "

@@ -177,6 +177,7 @@ def test_a_run_stopped_before_its_first_results_starts_over(tmp_path):
     early.mkdir()
     shutil.copy(whole.dir / "recipe.yaml", early)
     assert comparable(resume(early).results) == comparable(whole.results)
+    assert "experience 3" in (early / "log.txt").read_text()
 
 
 def test_resume_on_other_data_is_refused(tmp_path):
