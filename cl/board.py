@@ -67,7 +67,8 @@ class Board:
                 self._scalar("prequential_accuracy", right / total, at)
                 self.prequential_at = at
         for name, value in results["cost"].items():
-            self._scalar(f"cost/{name}", value, update)
+            last = value[-1] if isinstance(value, list) else value
+            self._scalar(f"cost/{name}", last, update)
         for probe, rows in results["probes"].items():
             for name, value in rows[-1].items():
                 self._scalar(f"probe/{probe}/{name}", value, update)

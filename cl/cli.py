@@ -1,4 +1,4 @@
-"""The command line: `cl run`, `list`, `describe`, `check`.
+"""The command line: `cl run`, `reproduce`, `list`, `describe`, `check`.
 
 Nothing here imports torch before a run has been found sound: names, keys, types and ranges are
 checked against source.
@@ -16,10 +16,11 @@ from pathlib import Path
 import click
 
 from cl import __version__
+from cl.claims import claims, load, summary
 from cl.config import REQUIRED, SCHEMAS, params_of_schema, show, type_name
 from cl.errors import ClError, UsageError, unknown
 from cl.registry import PREFIXES, READERS, ROOMS, SINGULAR, entries, find, located
-from cl.request import Request, recipes
+from cl.request import Request, recipes, split_arguments
 from cl.start import PARAMS as START
 
 EPILOG = """\b
@@ -28,6 +29,7 @@ Examples
   cl run split_digits replay strategy.size=500 train.epochs=20 seed=1
   cl run image_folder fetril stream.path=photos.zip stream.base=5 model=resnet20
   cl run split_digits examples/my_strategy.py:L2Anchor
+  cl reproduce fetril_digits
   tensorboard --logdir runs
 """
 
@@ -69,6 +71,40 @@ def run_command(arguments: tuple[str, ...], resume_in: str | None, debug: bool) 
     from cl.display import show_results
 
     show_results(result.results, str(result.dir), out)
+
+
+@cl.command(name="reproduce")
+@click.argument("arguments", nargs=-1, metavar="NAME [key=value ...]")
+@click.option("--list", "listed", is_flag=True, help="Name the claims.")
+@click.option("--all", "every", is_flag=True, help="All claims, one after the other.")
+@click.option("--quick", is_flag=True, help="Two seeds, little training: does it run? No verdict.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def reproduce_command(
+    arguments: tuple[str, ...], listed: bool, every: bool, quick: bool, debug: bool
+) -> None:
+    """Run a paper's claim at laptop scale: claim, measured, verdict.
+
+    Its arms run in parallel, one process for each core; the same command goes on where it was
+    stopped. Keys: workers=N, out=FOLDER, seeds=5,6,7,8,9 and every key of `cl run`, which then
+    holds for all arms and is noted as changed.
+    """
+    names, keys = split_arguments(list(arguments))
+    if listed:
+        width = max(map(len, claims()))
+        for name, path in claims().items():
+            click.echo(f"{name:{width}}  {summary(path)}")
+        return
+    if every == bool(names) or len(names) > 1:
+        raise UsageError("cl reproduce takes the NAME of one claim, --all or --list")
+    from cl.ledger import settle
+
+    known = [load(name) for name in (claims() if every else names)]
+    _writable(Path(keys.get("out", "runs")))
+    try:
+        sys.exit(settle(known, keys, quick=quick, every=every))
+    except (KeyboardInterrupt, Terminated) as stop:
+        click.echo(f"cl: {stop_word(stop)}; the same command goes on from here", err=True)
+        sys.exit(stop_code(stop))
 
 
 @cl.command(name="list")

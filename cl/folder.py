@@ -92,7 +92,7 @@ def read_results(folder: Path) -> dict:
 def comparable(results: dict) -> dict:
     """Results without what may differ between two runs of one recipe: times, memory, machine."""
     kept = {k: v for k, v in results.items() if k not in ("versions", "device")}
-    volatile = ("train_seconds", "eval_seconds", "peak_memory_bytes")
+    volatile = ("train_seconds", "eval_seconds", "experience_seconds", "peak_memory_bytes")
     kept["cost"] = {k: v for k, v in results["cost"].items() if k not in volatile}
     return kept
 

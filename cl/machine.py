@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -33,3 +34,9 @@ def versions() -> dict[str, str]:
 def describe_device(device: torch.device) -> str:
     """`cpu`, or the accelerator's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def describe_cpu() -> str:
+    """Kind of processor and number of cores that may be used."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()}, {cores} core{'s' * (cores != 1)}"

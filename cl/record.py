@@ -54,7 +54,9 @@ class Recorder:
         self.probes: dict[str, list] = {name: [] for name in recipe.probes}
         self.n_lines = 0
         self.eval_seconds = self.earlier_seconds = 0.0
+        self.experience_seconds: list[float] = []
         self.started = time.perf_counter()
+        self.mark = 0.0  # training seconds when the last experience had been written down
         self.status = "running"
         self.log = logger(folder)
         self._curves = None
@@ -78,6 +80,7 @@ class Recorder:
         self.eval_seconds += seconds
         line = self._line(loop, kind, scores)
         if kind == "experience":
+            self.experience_seconds.append(round(self._train_seconds(loop) - self.mark, 3))
             started = time.perf_counter()
             line["probes"] = {name: loop.measure(name) for name in self.probes}
             self.eval_seconds += time.perf_counter() - started
@@ -85,11 +88,12 @@ class Recorder:
         self._take(line)
         if kind == "experience":
             self._end_of_experience(loop)
-            return
-        if self.board is not None:
+        elif self.board is not None:
             self.board.periodic(loop, scores)
         if kind == "untrained":
             self.write_results(self.results(loop))
+        if kind != "periodic":
+            self.mark = self._train_seconds(loop)
 
     def _take(self, line: dict) -> None:
         """Into memory what a line of `curves.jsonl` says."""
@@ -219,12 +223,16 @@ class Recorder:
         )
         return self.summary
 
-    def _cost(self, loop: Loop) -> dict:
+    def _train_seconds(self, loop: Loop) -> float:
+        """Since the run began, evaluation not counted."""
         total = self.earlier_seconds + time.perf_counter() - self.started
-        evaluation = self.eval_seconds + loop.prequential.seconds
+        return total - self.eval_seconds - loop.prequential.seconds
+
+    def _cost(self, loop: Loop) -> dict:
         return {
-            "train_seconds": round(total - evaluation, 3),
-            "eval_seconds": round(evaluation, 3),
+            "train_seconds": round(self._train_seconds(loop), 3),
+            "eval_seconds": round(self.eval_seconds + loop.prequential.seconds, 3),
+            "experience_seconds": self.experience_seconds,
             "updates": loop.clock.train_iterations,
             "samples_seen": loop.samples_seen,
             "peak_memory_bytes": peak_memory(loop.device),
@@ -285,6 +293,7 @@ class Recorder:
                 "eval_seconds": self.eval_seconds + loop.prequential.seconds,
                 "events": self.board.sizes() if self.board is not None else {},
                 "seconds": self.earlier_seconds + time.perf_counter() - self.started,
+                "experience_seconds": self.experience_seconds,
             },
         }
         name = f"{loop.clock.train_iterations:09d}-{loop.experience.index + 1:06d}"
@@ -304,6 +313,8 @@ class Recorder:
         record = state["record"]
         self.n_lines = record["n_lines"]
         self.eval_seconds, self.earlier_seconds = record["eval_seconds"], record["seconds"]
+        self.experience_seconds = record["experience_seconds"]
+        self.mark = self.earlier_seconds - self.eval_seconds
         for line in self._curves_until(self.n_lines):
             self._take(line)
         truncate_events(self.folder, record["events"])

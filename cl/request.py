@@ -82,15 +82,7 @@ class Request:
     @staticmethod
     def from_arguments(arguments: list[str]) -> Request:
         """`STREAM STRATEGY [key=value ...]` or `recipe.yaml [key=value ...]`."""
-        names, keys = [], {}
-        for argument in arguments:
-            key, _, value = argument.partition("=")
-            if not SETTING.match(argument):  # a path may hold an equals sign
-                names.append(argument)
-            elif key in keys:
-                raise BadValue(f"{key} is given twice: {show(keys[key])} and {value}")
-            else:
-                keys[key] = value
+        names, keys = split_arguments(arguments)
         if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
             return Request.from_recipe(Path(names[0]), keys)
         if len(names) != 2:
@@ -184,6 +176,20 @@ class Request:
                 if _differs(value, tuned.get(f"strategy.{name}", params[name].default)):
                     changed[f"{prefix}{name}"] = value
         return changed
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """(names, {key: value}) of a command line. Raises BadValue for a key given twice."""
+    names, keys = [], {}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if not SETTING.match(argument):  # a path may hold an equals sign
+            names.append(argument)
+        elif key in keys:
+            raise BadValue(f"{key} is given twice: {show(keys[key])} and {value}")
+        else:
+            keys[key] = value
+    return names, keys
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -1,0 +1,267 @@
+"""Claims: a paper's statement as an experiment with its bar, one file in `strategies/claims/`.
+
+A claim names arms (a strategy with settings), runs them on the same seeds, and says by bars what
+must come out. A bar is a measure of one arm, or its paired difference (`minus`) or ratio (`over`)
+to another arm's, with `at_least`, `at_most` or `within` (an equivalence). The primary one
+decides; it must be a superiority (a difference above 0, a ratio away from 1), so that it can't
+hold with its arms exchanged. The null control is a contrast that must *not* clear its bar.
+
+    paper reported claim tag     whose, with which figures; forgetting, transfer or mechanism
+    stream settings              what every arm runs on: `cl run` keys
+    seeds calibrated_on          five or more (RL: ten); what settings were chosen on
+    quick                        settings under which `--quick` tries everything out
+    arms                         {name: {strategy: ..., key: value, ...}}
+    primary bars controls null_control   what is judged; controls are reported without a verdict
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cl.errors import ContractError, DataError, unknown
+from cl.measures import check_measure
+from cl.request import Request
+
+TAGS = ("forgetting", "transfer", "mechanism")
+KEYS = {
+    **dict.fromkeys(("paper", "reported", "claim", "tag", "stream", "seeds", "arms"), True),
+    **dict.fromkeys(("primary", "null_control"), True),
+    **dict.fromkeys(("settings", "calibrated_on", "quick", "bars", "controls", "notes"), False),
+}
+BOUNDS = ("at_least", "at_most", "within")
+LEAST_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A measure of the arm `of`, alone, `minus` or `over` another arm's, and its bound.
+
+    why: what it shows. A control has no bound.
+    """
+
+    measure: str
+    of: str
+    minus: str | None = None
+    over: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    within: float | None = None
+    why: str = ""
+
+    @property
+    def title(self) -> str:
+        """What is measured."""
+        other = f" − {self.minus}" if self.minus else f" / {self.over}" if self.over else ""
+        return f"{self.measure.replace('_', ' ')}: {self.of}{other}"
+
+    @property
+    def bound(self) -> str:
+        """The bar itself."""
+        signs = {"at_least": "≥", "at_most": "≤", "within": "within ±"}
+        return next(
+            (f"{s} {v:g}" for k, s in signs.items() if (v := getattr(self, k)) is not None), ""
+        )
+
+    @property
+    def arms(self) -> list[str]:
+        """Those it speaks of."""
+        return [arm for arm in (self.of, self.minus, self.over) if arm]
+
+    @property
+    def is_superiority(self) -> bool:
+        """Whether it can't hold with its arms exchanged."""
+        if self.minus:
+            return (self.at_least or 0) > 0 or (self.at_most or 0) < 0
+        if self.over:
+            low, high = self.at_least, self.at_most
+            return (low is not None and low > 1) or (high is not None and 0 < high < 1)
+        return False
+
+    def exchanged(self) -> Bar:
+        """With method and baseline swapped."""
+        if self.minus:
+            return replace(self, of=self.minus, minus=self.of)
+        return replace(self, of=self.over, over=self.of) if self.over else self
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One file of `strategies/claims/`."""
+
+    name: str
+    summary: str
+    path: Path
+    paper: str
+    reported: str
+    claim: str
+    tag: str
+    stream: str
+    settings: dict[str, Any]
+    seeds: list[int]
+    calibrated_on: list[int]
+    quick: dict[str, Any]
+    arms: dict[str, dict[str, Any]]
+    primary: Bar
+    bars: list[Bar]
+    controls: list[Bar]
+    null_control: Bar
+    notes: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Eight characters that change with the experiment or a bar."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
+
+    def keys(self, arm: str, seed: int, over: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+        """Stream, strategy and settings of one run; `over` are the caller's."""
+        keys = {**self.settings, **self.arms[arm], **over, "seed": seed}
+        stream = keys.pop("stream", self.stream)
+        path = keys.get("stream.path")
+        if path is not None:
+            keys["stream.path"] = str(located(path))
+        return stream, keys.pop("strategy"), keys
+
+    def exchanged(self) -> Claim:
+        """The claim with method and baseline swapped in every bar."""
+        return replace(
+            self,
+            primary=self.primary.exchanged(),
+            bars=[bar.exchanged() for bar in self.bars],
+            null_control=self.null_control.exchanged(),
+        )
+
+
+def claims() -> dict[str, Path]:
+    """{name: file} of the packaged claims."""
+    spec = importlib.util.find_spec("strategies")
+    folders = spec.submodule_search_locations if spec else []
+    found = [path for folder in folders for path in Path(folder).glob("claims/*.yaml")]
+    return {path.stem: path for path in sorted(found)}
+
+
+def summary(path: Path) -> str:
+    """A claim's first line."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def load(name: str) -> Claim:
+    """A packaged claim, or one in a file of the user's own. Raises UnknownName, ContractError."""
+    known = claims()
+    path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
+    if path is None:
+        raise unknown("claim", name, known, " (see `cl reproduce --list`)")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"claim {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ContractError(
+            f"claim {path} can't be read: {' '.join(str(error).split())}"
+        ) from error
+    return _claim(path, content)
+
+
+def located(path: str) -> Path:
+    """A data file: as given, else in the folder CL_DATA, else in `shared/data` beside the project.
+
+    Raises DataError if it lies nowhere.
+    """
+    given = Path(path).expanduser()
+    places = [given]
+    if not given.is_absolute():
+        own = Path(__file__).parents[2] / "shared" / "data"
+        places.append(Path(os.environ.get("CL_DATA", own)) / given)
+    for place in places:
+        if place.exists():
+            return place.resolve()
+    raise DataError(
+        f"no data {path}: looked for {' and '.join(map(str, places))}; set CL_DATA to the folder "
+        "that holds it, or give stream.path=..."
+    )
+
+
+def _claim(path: Path, content: Any) -> Claim:
+    where = f"claim {path.stem}"
+    if not isinstance(content, dict):
+        raise ContractError(f"{where} must hold `key: value` lines")
+    for key in content:
+        if key not in KEYS:
+            raise ContractError(f"{where}: {unknown('key', str(key), KEYS)}")
+    missing = [key for key, required in KEYS.items() if required and key not in content]
+    if missing:
+        raise ContractError(f"{where} lacks {', '.join(missing)}")
+    plain = {k: content[k] for k in ("paper", "reported", "claim", "tag", "stream")}
+    claim = Claim(
+        name=path.stem,
+        summary=summary(path),
+        path=path,
+        **{k: " ".join(str(v).split()) for k, v in plain.items()},
+        settings=content.get("settings") or {},
+        seeds=content["seeds"],
+        calibrated_on=content.get("calibrated_on") or [],
+        quick=content.get("quick") or {},
+        arms=content["arms"],
+        primary=_bar(where, content["primary"]),
+        bars=[_bar(where, bar) for bar in content.get("bars") or []],
+        controls=[_bar(where, bar, bounded=False) for bar in content.get("controls") or []],
+        null_control=_bar(where, content["null_control"]),
+        notes=" ".join(str(content.get("notes") or "").split()),
+    )
+    _check(where, claim)
+    return claim
+
+
+def _bar(where: str, content: Any, bounded: bool = True) -> Bar:
+    known = Bar.__dataclass_fields__
+    if not isinstance(content, dict) or not {"measure", "of"} <= content.keys():
+        raise ContractError(f"{where}: a bar needs measure and of, got {content!r}")
+    for key in content:
+        if key not in known:
+            raise ContractError(f"{where}: {unknown('key of a bar', key, known)}")
+    bar = Bar(**content)
+    bounds = [getattr(bar, name) for name in BOUNDS if getattr(bar, name) is not None]
+    if len(bounds) != bounded or not all(isinstance(b, int | float) for b in bounds):
+        wanted = f"one number as {', '.join(BOUNDS)}" if bounded else "no bound (it is a control)"
+        raise ContractError(f"{where}: {bar.title} needs {wanted}")
+    if not all(map(math.isfinite, bounds)) or (bar.within is not None and bar.within <= 0):
+        raise ContractError(f"{where}: {bar.title} has no usable bound: {bar.bound}")
+    if bar.minus and bar.over:
+        raise ContractError(f"{where}: {bar.title} has minus and over; one of them")
+    check_measure(bar.measure, where)
+    return bar
+
+
+def _check(where: str, claim: Claim) -> None:
+    """What makes a claim fit to be judged. Raises ContractError, UnknownName, BadValue."""
+    if claim.tag not in TAGS:
+        raise ContractError(f"{where}: {unknown('tag', claim.tag, TAGS)}")
+    seeds = claim.seeds
+    if not isinstance(seeds, list) or len(set(seeds)) != len(seeds) or len(seeds) < LEAST_SEEDS:
+        raise ContractError(f"{where}: seeds must be {LEAST_SEEDS} or more, all different: {seeds}")
+    shared = set(seeds) & set(claim.calibrated_on)
+    if shared:
+        raise ContractError(f"{where}: settings were chosen on reported seeds {sorted(shared)}")
+    if not claim.primary.is_superiority:
+        raise ContractError(
+            f"{where}: the primary bar ({claim.primary.title} {claim.primary.bound}) must be a "
+            "difference above 0 or a ratio away from 1, which its arms exchanged can't meet"
+        )
+    for bar in (claim.primary, *claim.bars, *claim.controls, claim.null_control):
+        for arm in bar.arms:
+            if arm not in claim.arms:
+                raise ContractError(f"{where}: {unknown('arm', arm, claim.arms)}")
+    for name, arm in claim.arms.items():
+        if not isinstance(arm, dict) or "strategy" not in arm:
+            raise ContractError(f"{where}: arm {name} names no strategy")
+        keys = {**claim.settings, **arm}
+        Request.of(keys.pop("stream", claim.stream), keys.pop("strategy"), keys)

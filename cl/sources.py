@@ -1,0 +1,33 @@
+"""The code that a run's numbers come from, as a hash: another hash, another run.
+
+What only shows or compares numbers does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from cl.registry import find
+
+SHOWS = {
+    *("board.py", "check.py", "claims.py", "cli.py", "display.py", "document.py", "measures.py"),
+    *("reproduce.py", "sources.py", "statistics.py", "verdict.py"),
+}
+
+
+def source_hash(stream: str, strategy: str) -> str:
+    """Eight characters over the sources of cl, of the stream and of the strategies `a+b`."""
+    stream_entry = find("streams", stream)
+    files = {stream_entry.path, *(find("strategies", s).path for s in strategy.split("+"))}
+    files |= set(stream_entry.path.parent.glob("_*.py"))
+    own = hashlib.sha256(b"".join(sorted(path.read_bytes() for path in files))).hexdigest()
+    return hashlib.sha256((_of_cl() + own).encode()).hexdigest()[:8]
+
+
+@cache
+def _of_cl() -> str:
+    root = Path(__file__).parent
+    paths = sorted(p for p in root.rglob("*.py") if p.parent != root or p.name not in SHOWS)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
