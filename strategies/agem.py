@@ -7,7 +7,8 @@ Maths     g_ref: gradient of the loss on a batch drawn from the memory; if g.g_r
 State     the buffer "agem", class_balanced: raw rows of past experiences
 Needs     a buffer; no boundaries but the end of each experience's data; task labels, where
           given, restrict the memory's loss row by row
-Defaults  200 exemplars (ours), 256 rows in a reference batch (the authors' code), all if fewer
+Defaults  200 exemplars (ours), 256 rows in a reference batch (the authors' code on MNIST and
+          CIFAR), all if fewer
 Departs   memory: equal shares per class of `size` rows, rebalanced as classes come, instead of a
           fixed number per class. Without task labels every class seen competes (the paper's
           heads are one per task). g is over the parameters that are trained and have a gradient,

@@ -19,9 +19,9 @@ Departs   bias-corrected utility and the mean activation's way into the consumer
           authors' code (2306.13812 in its first version), not of the Nature text; |h| is a mean
           over the batch, a channel's over its positions too, with one weight magnitude each
           (summed over kernel positions). Consumers without bias (small_cnn with batch norm) get
-          no mean. Input weights uniform in +-1/sqrt(fan-in) and bias 0, as in the code; batch norm
-          of a channel restarts at scale 1, shift 0. Optimizer state of the weights is zeroed, but
-          Adam's step count, one number per tensor in torch, goes on
+          no mean. Input weights uniform in +-1/sqrt(fan-in) and bias 0, as in the code on Continual
+          ImageNet; batch norm of a channel restarts at scale 1, shift 0. Optimizer state of the
+          weights is zeroed, but Adam's step count, one number per tensor in torch, goes on
 Parameters
     rho        share of mature units reset per update; 0 is naive [1]
     eta        decay of utility and mean activation [1]

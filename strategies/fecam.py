@@ -17,7 +17,7 @@ Departs   a negative feature keeps its sign, -|x|^tukey (the paper's features ar
           logarithm (tukey=0) is not offered; exact zeros count in V2; experience 0 is answered by
           the same rule (authors: by the trained head); a class without spread gets R = I;
           covariance=shared is the within-class covariance over all rows (authors: an average of
-          whole-experience covariances, weighted by classes)
+          whole-experience covariances, weighted by classes, without the step to R)
 Parameters
     adapt       none (backbone as given) or first (experience 0 trains it, then it rests)
     tukey       exponent of the power transform; 1 is off [1]

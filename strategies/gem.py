@@ -4,18 +4,18 @@ Source    Lopez-Paz and Ranzato, NeurIPS 2017, arXiv:1706.08840
 Claim     updates that raise no past task's loss allow learning with little forgetting, and
           backward transfer
 Maths     g~ = argmin |g~ - g|^2 / 2 subject to g~.g_k >= 0 for every past experience k
-          (eq. 7), solved in the dual: with G the rows g_k,
+          (eq. 8), solved in the dual: with G the rows g_k,
           min_v v'GG'v / 2 + g'G'v subject to v >= gamma, g~ = G'v + g          (eq. 11)
           only where some g.g_k < 0; g_k is the mean gradient over all of k's memory
 State     buffers "gem.<k>": patterns_per_experience raw rows of each past experience
 Needs     experience boundaries; a buffer; task labels, where given, restrict each row's loss
-Defaults  gamma 0.5 (the authors' code); 40 patterns: 200 after five experiences (the paper: 256)
+Defaults  the paper's gamma=0.5; 40 patterns: 200 after five experiences (the paper: 256 a task)
 Departs   memory: a random sample of each experience instead of its last rows, which is the
           same for a shuffled stream. v >= gamma as in the authors' code; the paper's text adds
-          gamma to v. A ridge of 1e-6 of the mean diagonal keeps G G' positive definite. Without
-          task labels every class seen competes (the authors mask to the task's). g is over the
-          trained parameters that have a gradient, before train.clip, and momentum and weight
-          decay come after it (the paper: plain SGD)
+          gamma to v. A ridge of 1e-6 of the mean diagonal keeps G G' positive definite (the
+          authors' code adds 1e-3). Without task labels every class seen competes (the authors, on
+          CIFAR-100, mask to the task's). g is over the trained parameters that have a gradient,
+          before train.clip, and momentum and weight decay come after it (the paper: plain SGD)
           A class or domain that returns keeps its old constraint and adds a new one.
           As in the authors' code each memory passes in training mode, before the batch: its
           batch-norm statistics and running averages, its dropout, augmented afresh

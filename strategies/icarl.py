@@ -14,11 +14,12 @@ State     exemplars {class: rows as they came [m, ...]}, m = size // classes see
           past int64 [P]; means float32 [C, D]
 Needs     experience boundaries, a buffer; task labels are used where a scenario gives them
 Defaults  200 exemplars (ours; the paper has 2000 for 100 classes), the paper's classifier
-Departs   each row is an exemplar at most once in a visit; in herding, means are not divided by
-          their norm (as in the authors' code); old classes are the past ones that the experience
-          does not bring: one that returns is learned from its labels; where every experience has
-          all classes nothing is distilled; within an experience, before its exemplars are chosen,
-          the head answers
+Departs   the loss is a mean over rows (the paper's a sum, the authors' code's a mean over rows and
+          classes, at a rate of 2); each row is an exemplar at most once in a visit; in herding,
+          means are not divided by their norm (as in the authors' code); old classes are the past
+          ones that the experience does not bring: one that returns is learned from its labels;
+          where every experience has all classes nothing is distilled; within an experience, before
+          its exemplars are chosen, the head answers
 Parameters
     size        exemplars stored in all [rows]
     classifier  ncm (nearest mean of exemplars) or head (largest output)

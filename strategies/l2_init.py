@@ -5,13 +5,15 @@ Source    Kumar, Marklund, Van Roy 2023, "Maintaining Plasticity in Continual Le
 Claim     parameters that recent losses are insensitive to drift back to their initial values, from
           where they are quickly learned again: plasticity is kept over hundreds of tasks, as well
           as by resetting units and with one number to set
-Loss      L + lam * ||theta - theta_0||^2      (section 3; no factor 1/2)
+Loss      L + lam * ||theta - theta_0||^2      (section 3; no factor 1/2, which the authors' code
+          has: its lam is half as strong)
 State     theta_0: {name: tensor of the parameter's shape}, every parameter's initial values
 Needs     nothing: boundaries are not used. What it gives up for plasticity it does not protect
           from forgetting: on class-incremental streams expect no more than `naive` keeps
 Defaults  lam=0.001 (ours; the paper tunes over 1e-2, 1e-3, 1e-4, 1e-5)
 Departs   head columns that are grown later are anchored at their own initial values (in the paper
-          the head does not grow); frozen parameters are left out
+          the head does not grow); frozen parameters are left out; layer norms count (not in the
+          authors' code)
 Parameters
     lam  pull towards theta_0 [1]
 """

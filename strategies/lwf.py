@@ -3,7 +3,7 @@
 Source    Li & Hoiem, ECCV 2016, arXiv:1606.09282
 Claim     distilling the old model's outputs on new data keeps old tasks without old data, better
           than fine-tuning does
-Loss      L + lam L_old, L_old = -sum_c y'_c log yhat'_c             (eq. 2, 3), y' and yhat' the
+Loss      L + lam L_old, L_old = -sum_c y'_c log yhat'_c             (eq. 2-4), y' and yhat' the
           old and new model's softmax with logits / T, over the old classes only; mean over rows;
           with task labels one such sum per old task, each over its own classes
 State     old: the model after the last experience; groups: {task label, or -1 for all classes

@@ -3,16 +3,17 @@
 Source    Schwarz et al., ICML 2018, arXiv:1805.06370 (section 4)
 Claim     one decaying Fisher around the latest optimum replaces a penalty per task: constant
           cost, and old tasks are forgotten gracefully when capacity runs out
-Loss      L + lam/2 sum_i gamma F*_i (theta_i - theta*_i)^2, theta* after the last experience;
-          then F* <- gamma F* + F, with F = mean over rows of (d log p(y|x) / d theta)^2
+Loss      L + lam/2 sum_i gamma F*_i (theta_i - theta*_i)^2          (eq. 8), theta* after the
+          last experience; then F* <- gamma F* + F                  (eq. 9), with F = mean over
+          rows of (d log p(y|x) / d theta)^2
 State     F, theta: {name: float32 tensor, parameter's shape}
 Needs     experience boundaries; no task labels (with them F is taken among the task's classes)
-Defaults  lam, gamma, fisher_samples: ours. With SGD a pull is stable only while
-          lr lam gamma F* < 2 (1 + momentum); before batch norm F* passes 10, hence lam=1. Without
-          batch norm lam=10 to 100 at lr=0.05 protects far better
+Defaults  gamma=0.95 is the paper's on Omniglot (there with lam=17.5); lam, fisher_samples: ours.
+          With SGD a pull is stable only while lr lam gamma F* < 2 (1 + momentum); before batch norm
+          F* passes 10, hence lam=1. Without batch norm lam=10 to 100 at lr=0.05 protects far better
 Departs   the paper pulls a knowledge base while an active column is distilled into it; here
-          the penalty is added to the loss of learning itself; lam is not in its equation (there
-          it is 1); normalise=false, while the paper would have tasks count equally (true divides
+          the penalty is added to the loss of learning itself; lam is not in eq. 8 (there it
+          is 1); normalise=false, while the paper would have tasks count equally (true divides
           each F by its mean over all weights); new head rows are free; F in evaluation mode,
           without augmentation; fisher=true is the empirical Fisher
 Parameters

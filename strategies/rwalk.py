@@ -7,16 +7,18 @@ Loss      L + lam sum_i (F_i + s_i) (theta_i - theta*_i)^2, both in [0, 1], thet
           experience
 Maths     every `interval` updates F <- alpha g^2 + (1 - alpha) F, g^2 its mean over the interval;
           s += max(0, -sum g dtheta / (F Delta^2 / 2 + xi)), Delta the movement in the interval;
-          after an experience s is averaged with that of the earlier ones
+          after an experience s is averaged with what the earlier ones left: (old + s) / 2
 State     F, score, held = F / max F + s / max s: {name: float32 tensor, parameter's shape};
           during an experience also start (theta*), the path (now, drop, square, since, n: score,
           fall of the loss, sum of g^2, weights at the interval's start, its updates) and step
 Needs     experience boundaries; no task labels, and no exemplars (see Departs)
-Defaults  the authors' alpha=0.9, interval=50, xi=0.001; lam: ours
+Defaults  of the authors' code (A-GEM's): alpha=0.9, interval=50 (10 on MNIST), xi=0.001; lam: ours
 Departs   the paper replays exemplars too: here that is replay+rwalk; g is the batch's gradient of
           everything but this penalty, whose analytic gradient is taken off, before clipping; F
           starts as the first interval's g^2, and is renewed before the score that it divides; an
-          interval that an experience cuts short counts; new head rows are free
+          interval that an experience cuts short counts; new head rows are free. Negative scores
+          count as 0 interval by interval, as in the code; the half in the divisor is the paper's,
+          the code has none, and takes off the smallest value before it divides by the largest
 Parameters
     lam       pull towards the latest weights; 0 is naive [1]
     alpha     share of the newest interval in the Fisher [1]

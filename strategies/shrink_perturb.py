@@ -11,8 +11,9 @@ Maths     theta <- lam * theta + noise * theta'
 State     none
 Needs     boundaries with when=experience. It works against plasticity loss, not forgetting: on
           class-incremental streams it keeps less than `naive`
-Defaults  when=experience: lam=0.4, noise=0.1 (authors' code); when=update: lam=1 - 1e-7,
-          noise=1e-5 (Dohare's Continual ImageNet: lr 0.01 times weight decay 1e-5)
+Defaults  when=experience: lam=0.4, noise=0.1 (authors' code; their figures also 0.6 and 0.01);
+          when=update: lam=1 - 1e-7, noise=1e-5 (Dohare's Continual ImageNet: lr 0.01 times weight
+          decay 1e-5, which a momentum of 0.9 makes ten times as strong there)
 Departs   experience: theta' is a model as in the authors' code (its text: normal noise), and
           statistics of batch norm and the optimizer's state are kept, both of which the code
           renews; train.reset_optimizer=true renews the latter. Head columns that come with the

@@ -14,7 +14,8 @@ Defaults  the paper's on permuted MNIST: c=0.1, xi=0.1
 Departs   g is the gradient of everything but this penalty: the analytic gradient of the penalty
           is taken off the complete one, before clipping; terms of other strategies count as
           loss; weight decay does not count; negative omega (the loss rose) counts as 0, or the
-          penalty would have no minimum; new head rows are free.
+          penalty would have no minimum (the authors' code clips the sum over tasks); new head
+          rows are free.
           Avalanche 0.6.0's SI keeps views of the live weights where they are contiguous and on
           a CPU, so that every dtheta is 0 there and it never pulls; here the weights are copied
 Parameters

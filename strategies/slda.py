@@ -10,7 +10,8 @@ Maths     for the t-th feature z (t features came before) of class y, seen c_y t
 State     sums float64 [C, D], counts float64 [C]; S = t Sigma float64 [D, D]; t
 Needs     experience boundaries if adapt=first or covariance=fixed; sums and counts go on where a
           class comes back or its domain changes
-Defaults  eps=1e-4, streaming covariance, backbone as given: the paper's
+Defaults  the paper's eps=1e-4, streaming covariance and, on CORe50, backbone as given (on ImageNet
+          it is trained on the first 100 classes, as with adapt=first)
 Departs   all of an experience's rows are taken at once in the order of its table, which gives what
           the recursion gives; the first feature of a class has no mean to differ from, so its Delta
           is 0 (the authors' code takes a mean of 0); no base initialisation (there the covariance

@@ -8,7 +8,7 @@ Loss      (1 - lam) CE + lam KD,  lam = old classes / all classes
           of the model, q^ of the model before this experience, averaged over rows
           on the union of the experience's rows and all exemplars
 Maths     after training, outputs of new classes times
-          gamma = mean || w_old || / mean || w_new ||, over the head's rows w;
+          gamma = mean || w_old || / mean || w_new ||, 2-norms of the head's rows w;
           the head has no bias; after every update its negative weights are set to 0
 State     exemplars {class: rows as they came [m, ...]}, m = size // classes seen, herded
           (`cl/herding.py`); counts {class: rows seen}; old: the aligned model before this
@@ -18,7 +18,8 @@ Defaults  T = 2 and lam the paper's; 200 exemplars (ours; the paper has 2000 for
 Departs   the head's bias is there, but held at 0; old classes are the past ones that the
           experience does not bring: where every experience has all classes nothing is distilled
           or aligned, and the union is learned from its labels; KD is over all old classes even
-          where task labels are given
+          where task labels are given. By default the authors' code takes 1-norms (the paper finds
+          both alike); it keeps gamma at 1 or less and starts each experience with a new head
 Parameters
     size   exemplars stored in all [rows]
     T      temperature of the distillation [1]
