@@ -131,6 +131,12 @@ class Claim:
             keys["stream.path"] = str(located(path))
         return stream, keys.pop("strategy"), keys
 
+    def check(self, over: dict[str, Any]) -> None:
+        """Whether its runs can begin. Raises UnknownName, BadValue, DataError."""
+        for arm in self.arms:
+            _request(self, arm, over)
+            self.keys(arm, self.seeds[0], over)
+
     def exchanged(self) -> Claim:
         """The claim with method and baseline swapped in every bar."""
         return replace(
@@ -263,5 +269,11 @@ def _check(where: str, claim: Claim) -> None:
     for name, arm in claim.arms.items():
         if not isinstance(arm, dict) or "strategy" not in arm:
             raise ContractError(f"{where}: arm {name} names no strategy")
-        keys = {**claim.settings, **arm}
-        Request.of(keys.pop("stream", claim.stream), keys.pop("strategy"), keys)
+        _request(claim, name, {})
+    _request(claim, next(iter(claim.arms)), claim.quick)
+
+
+def _request(claim: Claim, arm: str, over: dict[str, Any]) -> None:
+    """Check one arm's names, keys and values; the data need not be there."""
+    keys = {**claim.settings, **claim.arms[arm], **over}
+    Request.of(keys.pop("stream", claim.stream), keys.pop("strategy"), keys)

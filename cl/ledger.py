@@ -32,9 +32,10 @@ def settle(known: list[Claim], keys: dict[str, str], *, quick: bool, every: bool
     workers, seeds = (parse(k, keys.pop(k, None), annotation) for k, annotation in OWN.items())
     code = 0
     for claim in known:
-        _check_seeds(claim, seeds, quick)
-        show = Shown(claim)
         try:
+            _check_seeds(claim, seeds, quick)
+            claim.check(keys)
+            show = Shown(claim)
             judgement, path = reproduce(
                 claim,
                 out=out,
@@ -47,7 +48,8 @@ def settle(known: list[Claim], keys: dict[str, str], *, quick: bool, every: bool
         except ClError as error:
             if not every:
                 raise
-            show.out.print(f"{escape(str(error))}\nverdict: not attempted\n", soft_wrap=True)
+            why = escape(f"{claim.name}: {error}")
+            console().print(f"{why}\nverdict: not attempted\n", soft_wrap=True)
             code = 1
             continue
         show.judgement(judgement, path)
