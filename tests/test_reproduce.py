@@ -336,7 +336,7 @@ def test_the_command_ends_with_its_verdict(tmp_path, capsys, monkeypatch):
         (["fetril_digits", "seeds=1,1,2"], "different"),
         (["fetril_digits", "seeds=100,1,2,3,4"], "chosen on"),
         (["fetril_digits", "train.epocs=3"], "did you mean 'epochs'"),
-        (["fetril_digits", "stream.path=nowhere.zip"], "no data nowhere.zip"),
+        (["fetril", "stream.path=nowhere.zip"], "no data nowhere.zip"),
         (["fetril_digits", "workers=2", "workers=3"], "given twice"),
     ],
 )
