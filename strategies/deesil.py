@@ -23,14 +23,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
-from sklearn.svm import LinearSVC
 
 from cl.config import Range
 from cl.errors import BadValue
 from cl.registry import register
 from cl.strategy import Strategy
+from cl.svm import one_vs_rest
 
 
 @register
@@ -71,17 +70,7 @@ class DeeSIL(Strategy):
         train, head = loop.experience.train, loop.model.head
         f, y = F.normalize(loop.features(train)), train.column("y")
         weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
-        classes, w, b = svms(f, y, self.C, self.tol)
+        classes, w, b = one_vs_rest(f, y, self.C, self.tol)
         weight[classes], bias[classes] = w, b
         head.write(weight, bias)
         loop.model.normalize = True
-
-
-def svms(f, y, C, tol):
-    """One against the rest: classes int64 [M] in y, weight [M, D], bias [M] on the device of f."""
-    machine = LinearSVC(C=C, tol=tol, dual=False).fit(f.cpu().numpy(), y.cpu().numpy())
-    classes = torch.tensor(machine.classes_, device=y.device)
-    weight, bias = torch.tensor(machine.coef_).to(f), torch.tensor(machine.intercept_).to(f)
-    if len(classes) == 2:  # one plane, seen from both sides
-        weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
-    return classes, weight, bias

@@ -15,8 +15,9 @@ from cl.evaluation import InferenceBatch
 from cl.herding import herd, refreshed
 from cl.seeding import frozen
 from cl.stream import Eval, Experience, Stream
+from cl.svm import one_vs_rest
 from strategies.bic import BiC, fit, shares
-from strategies.deesil import DeeSIL, svms
+from strategies.deesil import DeeSIL
 from strategies.icarl import ICaRL
 from strategies.naive import Naive
 from strategies.wa import WA, aligned
@@ -461,7 +462,7 @@ def test_every_svm_is_its_class_against_the_rest_of_the_experience(classes):
     y = np.repeat(classes, 20)
     f = rng.normal(size=(len(y), 6)) + rng.normal(size=(8, 6))[y]
     f = (f / np.linalg.norm(f, axis=1, keepdims=True)).astype(np.float32)
-    got, weight, bias = svms(torch.tensor(f), torch.tensor(y), 2.0, 1e-5)
+    got, weight, bias = one_vs_rest(torch.tensor(f), torch.tensor(y), 2.0, 1e-5)
     assert got.tolist() == list(classes)
     for k, c in enumerate(classes):
         sign = np.where(y == c, 1.0, -1.0)

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_weights, blobs, make_loop, tiny_stream, weights
+from conftest import blobs, make_loop, tiny_stream
 from scipy.stats import chisquare
 from sklearn.svm import LinearSVC
 
 import cl
 from cl.buffers import Buffer
 from cl.seeding import frozen, generator
-from strategies.fetril import FeTrIL, fc, sources, svm, with_pseudo_features
 from strategies.joint import Joint
 from strategies.naive import Naive
 from strategies.raw_ncm import RawNCM
@@ -83,113 +82,6 @@ def test_replay_of_everything_matches_joint(digits, tmp_path):
     everything = cl.run("split_digits", "replay", strategy={"size": 5000}, out=str(tmp_path))
     joint = digits["joint", 0].metrics["average_accuracy"]
     assert everything.metrics["average_accuracy"] >= joint - 0.03
-
-
-# -- FeTrIL against an independent calculation ---------------------------------------------------
-
-
-def features(n_per_class=12, d=6, classes=5, seed=0):
-    rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(classes, d)) * 3
-    y = np.repeat(np.arange(classes), n_per_class)
-    return (centres[y] + rng.normal(size=(len(y), d))).astype(np.float32), y
-
-
-def test_sources_are_the_most_similar_new_classes():
-    mu = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 0.5], [0.2, 0.9], [-1.0, 0.0]])
-    past, new = torch.tensor([0, 1]), torch.tensor([2, 3, 4])
-    assert sources(mu, past, new, "cosine").tolist() == [2, 3]
-    assert sources(mu, past, new, "euclidean").tolist() == [3, 3]  # (5, 0.5) is far away
-
-
-def test_pseudo_features_and_classifier_equal_an_independent_calculation():
-    x, y = features()
-    old, now = y < 3, y >= 3
-    mu = np.stack([x[y == c].mean(0) for c in range(5)])
-    xs, ys = [x[now]], [y[now]]
-    for p in range(3):  # eq. 1, cosine between means, source k = 1
-        likeness = [mu[p] @ mu[n] / np.linalg.norm(mu[p]) / np.linalg.norm(mu[n]) for n in (3, 4)]
-        n = (3, 4)[int(np.argmax(likeness))]
-        xs.append(x[y == n] + mu[p] - mu[n])
-        ys.append(np.full(12, p))
-    expected_x, expected_y = np.concatenate(xs), np.concatenate(ys)
-    got_x, got_y = with_pseudo_features(
-        torch.tensor(x[now]), torch.tensor(y[now]), torch.tensor(mu), torch.arange(3), "cosine"
-    )
-    np.testing.assert_allclose(got_x.numpy(), expected_x, atol=1e-5)
-    np.testing.assert_array_equal(got_y.numpy(), expected_y)
-    assert old.any()
-    unit = expected_x / np.linalg.norm(expected_x, axis=1, keepdims=True)
-    machine = LinearSVC(C=1.0, tol=1e-4, dual=False).fit(unit, expected_y)
-    weight, bias = svm(torch.nn.functional.normalize(got_x), got_y, 1.0, 1e-4)
-    np.testing.assert_allclose(weight.numpy(), machine.coef_, atol=1e-3)
-    np.testing.assert_allclose(bias.numpy(), machine.intercept_, atol=1e-3)
-
-
-def test_pseudo_features_have_the_past_classes_means():
-    x, y = (torch.tensor(a) for a in features())
-    mu = torch.stack([x[y == c].mean(0) for c in range(5)])
-    got, labels = with_pseudo_features(x[y >= 3], y[y >= 3], mu, torch.arange(3), "cosine")
-    for p in range(3):
-        torch.testing.assert_close(got[labels == p].mean(0), mu[p], atol=1e-4, rtol=0)
-
-
-def test_two_classes_share_one_plane():
-    x, y = (torch.tensor(a) for a in features(classes=2))
-    weight, bias = svm(x, y, 1.0, 1e-4)
-    machine = LinearSVC(C=1.0, dual=False).fit(x.numpy(), y.numpy())
-    answers = (x @ weight.T + bias).argmax(1).numpy()
-    np.testing.assert_array_equal(answers, machine.predict(x.numpy()))
-
-
-def test_the_fc_head_separates_what_the_svm_separates():
-    x, y = (torch.tensor(a) for a in features(n_per_class=40))
-    unit = torch.nn.functional.normalize(x)
-    accuracy = []
-    for weight, bias in (fc(unit, y, 50, 0.1, generator(0, "test")), svm(unit, y, 1.0, 1e-4)):
-        accuracy.append(((unit @ weight.T + bias).argmax(1) == y).float().mean())
-    assert accuracy[0] >= accuracy[1] - 0.03 and accuracy[1] > 0.9
-
-
-def test_fetril_experience_0_equals_naive_bit_for_bit():
-    stream = tiny_stream(sizes=(4,))
-    left, right = make_loop([Naive()], stream, epochs=3), make_loop([FeTrIL()], stream, epochs=3)
-    left.run()
-    right.run()
-    assert_same_weights(weights(left.model), weights(right.model))
-
-
-def test_fetril_freezes_weights_and_batch_norm_statistics_after_experience_0():
-    kept = {}
-
-    class Look(Naive):
-        def after_training_exp(self, loop):
-            kept[loop.experience.index] = weights(loop.model.backbone)
-
-    loop = make_loop([Look(), FeTrIL()], epochs=2)
-    loop.run()
-    assert_same_weights(kept[0], kept[1])
-    assert_same_weights(kept[0], weights(loop.model.backbone))
-    assert loop.model.normalize and loop.model.head.weight.shape[0] == 4
-
-
-def test_fetril_stores_one_mean_per_class_of_raw_features():
-    strategy = FeTrIL()
-    loop = make_loop([strategy], epochs=2)
-    loop.run()
-    for e in loop.stream.experiences:
-        x, y = loop.features(e.train), e.train.column("y")
-        for c in e.classes:
-            torch.testing.assert_close(strategy.mu[c], x[y == c].mean(0), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("settings", [{"head": "fc"}, {"similarity": "euclidean"}, {"C": 0.1}])
-def test_every_fetril_setting_changes_the_classifier(settings):
-    plain, other = make_loop([FeTrIL()], epochs=2), make_loop([FeTrIL(**settings)], epochs=2)
-    plain.run()
-    other.run()
-    same = torch.equal(plain.model.head.weight, other.model.head.weight)
-    assert not same or settings == {"similarity": "euclidean"}  # the same source may be nearest
 
 
 # -- replay and its buffer -------------------------------------
