@@ -226,6 +226,7 @@ class Recorder:
             "train_seconds": round(total - evaluation, 3),
             "eval_seconds": round(evaluation, 3),
             "updates": loop.clock.train_iterations,
+            "extra_updates": loop.extra_updates,
             "samples_seen": loop.samples_seen,
             "peak_memory_bytes": peak_memory(loop.device),
             "trained_parameters": sum(loop.trained.values()),

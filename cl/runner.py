@@ -167,6 +167,8 @@ def _run_recorded(
     loop: Loop, recorder: Recorder, folder: Path, progress: bool, resuming: bool
 ) -> Result:
     recipe = recorder.recipe
+    for name in recipe.probes:
+        loop.attach(name)
     resumable = resuming and loop.restarts is None
     start = recorder.restore(loop) if resumable else 0
     if not resuming:

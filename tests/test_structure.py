@@ -134,7 +134,9 @@ def test_readme_commands_run(command, tmp_path, monkeypatch, capsys):
     arguments = shlex.split(command)[1:]
     if arguments[0] == "run":
         arguments.append(f"out={tmp_path}")
-        if "train." not in command and "online" not in command:  # that it runs is tested here, not what comes out
+        if (
+            "train." not in command and "online" not in command
+        ):  # that it runs is tested here, not what comes out
             arguments.append("train.updates=5")
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
