@@ -138,6 +138,8 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         device=device,
     )
     _check_training(recipe, stream, loop)
+    for name in recipe.probes:
+        loop.attach(name)
     folder = resume_in or run_folder(recipe)
     if resume_in is None:
         prepare(folder, Path(recipe.out))
@@ -167,8 +169,6 @@ def _run_recorded(
     loop: Loop, recorder: Recorder, folder: Path, progress: bool, resuming: bool
 ) -> Result:
     recipe = recorder.recipe
-    for name in recipe.probes:
-        loop.attach(name)
     resumable = resuming and loop.restarts is None
     start = recorder.restore(loop) if resumable else 0
     if not resuming:
