@@ -6,6 +6,7 @@ them for strategies that make no updates and for comparisons at equal data.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,11 +71,19 @@ class Board:
             last = value[-1] if isinstance(value, list) else value
             self._scalar(f"cost/{name}", last, update)
         for probe, rows in results["probes"].items():
-            for name, value in rows[-1].items():
-                self._scalar(f"probe/{probe}/{name}", value, update)
+            self._probe(probe, getattr(loop.attach(probe), "figure", None), rows[-1], update)
         if results["status"] == "finished":
             self._final(results, update)
         self.writer.flush()
+
+    def _probe(self, probe: str, figure: Callable | None, values: dict, update: int) -> None:
+        """A probe's values; where it draws them, those of parts are in its picture alone."""
+        for name, value in values.items():
+            if figure is None or "/" not in name:
+                self._scalar(f"probe/{probe}/{name}", value, update)
+        if figure is not None and values:
+            picture = _pixels(figure(values))
+            self.writer.add_image(f"probe/{probe}", picture, update, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the event file."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,7 @@ from cl.models import grow
 from cl.objectives import Objective
 from cl.optim import Synchroniser, build, set_lr
 from cl.prequential import Prequential
-from cl.registry import find
-from cl.seeding import frozen, generator
+from cl.seeding import generator
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
 from cl.toolbox import Toolbox
@@ -73,6 +72,8 @@ class Loop(Toolbox):
         self.clock = Clock()
         self.generators: dict[str, torch.Generator] = {}
         self.samples_seen = 0
+        self.extra_updates = 0  # optimizer steps of strategies' own, outside the loop's updates
+        self.put_back: dict[str, Tensor] | None = None  # what the next experience starts from
         self.trained: dict[str, int] = {}
         self.is_training = False
         self.train_epochs, self.train_mb_size = train.epochs, train.batch_size
@@ -91,6 +92,7 @@ class Loop(Toolbox):
         self._model = model.to(device)
         self._claims = claims_of(strategies)
         self.hooks = hooks_of(strategies)
+        self.probes = {}
         self.objective = self._claimed("objective", objective, self)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
         self._evaluator = Evaluator(self)
@@ -173,6 +175,9 @@ class Loop(Toolbox):
             self.fire("before_training")
         for experience in self.stream.experiences[start:]:
             self.no_score = None
+            if self.put_back is not None:
+                self._model.load_state_dict(self.put_back)
+                self.put_back = None
             self._learn(experience)
             if experience is self.stream.experiences[-1]:
                 self.fire("after_training")
@@ -202,16 +207,6 @@ class Loop(Toolbox):
             self._optimizer = owner.optimizer(self) if owner else build(self._model, self.train)
             self.synchroniser = Synchroniser(self._optimizer, self._model)
         self.synchroniser.sync(self._model)
-
-    def measure(self, probe: str) -> dict[str, float]:
-        """A probe's numbers for the model as it is; changes nothing.
-
-        The probe gets the experience with up to PROBE_ROWS of its training rows as `train`, spread
-        evenly, their x prepared as the model gets it.
-        """
-        with frozen(self._model):
-            experience = replace(self.experience, train=self.probed(self.experience.train))
-            return find("probes", probe).load()(self._model, experience)
 
     def _learn(self, experience: Experience) -> None:
         self.experience, self.is_training, self._stop = experience, True, False

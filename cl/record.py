@@ -234,6 +234,7 @@ class Recorder:
             "eval_seconds": round(self.eval_seconds + loop.prequential.seconds, 3),
             "experience_seconds": self.experience_seconds,
             "updates": loop.clock.train_iterations,
+            "extra_updates": loop.extra_updates,
             "samples_seen": loop.samples_seen,
             "peak_memory_bytes": peak_memory(loop.device),
             "trained_parameters": sum(loop.trained.values()),

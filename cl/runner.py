@@ -138,6 +138,8 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         device=device,
     )
     _check_training(recipe, stream, loop)
+    for name in recipe.probes:
+        loop.attach(name)
     folder = resume_in or run_folder(recipe)
     if resume_in is None:
         prepare(folder, Path(recipe.out))

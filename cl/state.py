@@ -22,6 +22,9 @@ def state_of(loop: Loop) -> dict:
         "next_experience": loop.experience.index + 1,
         "clock": asdict(loop.clock),
         "samples_seen": loop.samples_seen,
+        "extra_updates": loop.extra_updates,
+        "put_back": loop.put_back,
+        "probes": {name: vars(p) for name, p in loop.probes.items() if hasattr(p, "measure")},
         "trained": loop.trained,
         "train_epochs": loop.train_epochs,
         "train_mb_size": loop.train_mb_size,
@@ -38,6 +41,9 @@ def restore(loop: Loop, state: dict) -> None:
     """Put back what `state_of` returned; the model's weights are in place already."""
     loop.clock = type(loop.clock)(**state["clock"])
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
+    loop.extra_updates, loop.put_back = state["extra_updates"], state["put_back"]
+    for name, saved in state["probes"].items():
+        vars(loop.attach(name)).update(saved)
     loop.train_epochs, loop.train_mb_size = state["train_epochs"], state["train_mb_size"]
     loop.generators = state["generators"]
     loop.prequential.windows = state["prequential"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ from cl.checkpoint import as_snapshot
 from cl.data import Table
 from cl.errors import BadValue
 from cl.models import rebuild
+from cl.probes import hooks_of
+from cl.registry import find
 from cl.seeding import frozen, generator, global_state, restore_globals
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Toolbox:
 
     stream: Stream
     experience: Experience | None
+    probes: dict[str, object]  # those that are attached, by name
 
     @property
     def seen_classes(self) -> int:
@@ -69,6 +73,31 @@ class Toolbox:
     def snapshot(self) -> nn.Module:
         """A frozen copy of the model in evaluation mode."""
         return as_snapshot(copy.deepcopy(self.model))
+
+    def attach(self, probe: str) -> object:
+        """The probe of that name; one with a history has its hooks fired from now on."""
+        if probe not in self.probes:
+            made = find("probes", probe).load()
+            if isinstance(made, type):
+                made = made()
+                for name, hook in hooks_of(made).items():
+                    self.hooks[name] += (hook,)
+            self.probes[probe] = made
+        return self.probes[probe]
+
+    def measure(self, probe: str) -> dict[str, float]:
+        """A probe's numbers for the model as it is; changes nothing.
+
+        One with a history gets the loop. Any other gets the model and the experience with up to
+        PROBE_ROWS of its training rows as `train`, spread evenly, their x prepared as the model
+        gets it.
+        """
+        found = self.attach(probe)
+        with frozen(self.model):
+            if hasattr(found, "measure"):
+                return found.measure(self)
+            experience = replace(self.experience, train=self.probed(self.experience.train))
+            return found(self.model, experience)
 
     def inputs(self, table: Table) -> Iterator[tuple[Tensor, Tensor]]:
         """(x, y) batches of a table in order, prepared as for evaluation; counted as samples."""

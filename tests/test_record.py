@@ -75,6 +75,7 @@ COST = [
     "train_seconds",
     "eval_seconds",
     "updates",
+    "extra_updates",
     "samples_seen",
     "peak_memory_bytes",
     "trained_parameters",
