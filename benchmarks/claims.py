@@ -1,6 +1,6 @@
 """The README's table of claims, and the ledger it comes from.
 
-    cl reproduce fetril                                   # leaves runs/reproduce/fetril/verdict.json
+    cl reproduce fetril     # leaves runs/reproduce/fetril/verdict.json
     python benchmarks/claims.py [--runs runs] [--write] [--reason TEXT]
 
 `benchmarks/ledger.yaml` holds one line for every version of a claim (its experiment and bars, by

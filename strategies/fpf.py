@@ -12,8 +12,9 @@ Needs     a buffer: those of the other strategies together (`replay+fpf`), else 
           filled in each experience's first epoch. Name fpf last
 Defaults  the paper's modules; 300 steps, 32 rows, lr 0.05 as recalled from it, unverified
 Departs   when=once shows the tuned model at the end of every experience and goes on from the
-          untuned one, as if the stream had ended there: each burst is counted, the last is the
-          paper's. With a base that claims the objective (er_ace, icarl), that is the loss
+          untuned one, as if the stream had ended there: the last burst is the paper's, all are
+          counted as cost; when=end costs what the paper's does. With a base that claims the
+          objective (er_ace, icarl), that is the loss
           Rows without stored logits get those of the model just before the burst. Own reservoir
           and lam: z as in DER, at insertion. Exemplars that a strategy keeps to itself (icarl,
           bic, wa, gdumb) are not seen. Modules are tuned even if the base has frozen them
@@ -31,7 +32,8 @@ Parameters
     lam         weight of matching stored logits; 0: labels alone [1]
     statistics  batch-norm statistics follow during a burst; if not, it normalises by them
     size        rows of its own reservoir [rows]
-    when        once: only scores are those of the tuned model; stay: tuned weights are kept
+    when        once: only scores are those of the tuned model; end: one burst, at the stream's end;
+                stay: a burst after every experience whose weights are kept
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from cl.registry import name_of, register
 
 @register
 class FPF(Bursts):
-    """A burst at the end of every experience."""
+    """A burst at the end of the stream, or of every experience."""
 
     needs = ("buffer",)
 
@@ -62,7 +64,7 @@ class FPF(Bursts):
         lam: Annotated[float, Range(min=0)] = 0.0,
         statistics: bool = True,
         size: Annotated[int, Range(min=1)] = 200,
-        when: Literal["once", "stay"] = "once",
+        when: Literal["once", "end", "stay"] = "once",
     ):
         super().__init__(modules, choose, budget, steps, batch_size, lr, lam, statistics, size)
         self.when = when
@@ -77,7 +79,14 @@ class FPF(Bursts):
     def after_training_exp(self, loop):
         """Tune; with when=once the loop goes on from what was there before."""
         super().after_training_exp(loop)
+        if self.when == "end":
+            return
         if self.active and self.when == "once":
             state = loop.model.state_dict()
             loop.put_back = {name: value.detach().clone() for name, value in state.items()}
         self.burst(loop)
+
+    def after_training(self, loop):
+        """The paper's single burst."""
+        if self.when == "end":
+            self.burst(loop)
