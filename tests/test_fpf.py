@@ -154,10 +154,11 @@ def test_bad_settings_end_in_one_line_before_training(given, tmp_path):
     assert not list(tmp_path.rglob("results.json"))
 
 
-def test_order_and_unknown_length_are_refused(tmp_path):
+def test_orders_lengths_and_loops_that_do_not_fit_are_refused(tmp_path):
     for strategies, words in (
         ("fpf+replay", r"name fpf last: replay\+fpf"),
         ("fetril+k_fpf", "claims the data; give k_fpf.every"),
+        ("avalanche:LwFPlugin+fpf", "fpf can't run beside another library's plug-ins"),
     ):
         with pytest.raises(BadValue, match=words):
             cl.run("split_digits", strategies, out=str(tmp_path), **QUICK)
