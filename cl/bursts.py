@@ -59,7 +59,15 @@ class Bursts(Strategy):
 
     def check(self, loop: Loop) -> None:
         """Modules that exist, and settings that go together."""
-        named = select(loop.model, self.modules)
+        if loop.restarts is not None:
+            raise BadValue(
+                f"{self.own} can't run beside another library's plug-ins, whose loaders do not tell "
+                "which rows a batch holds"
+            )
+        try:
+            named = select(loop.model, self.modules)
+        except BadValue as error:
+            raise BadValue(f"{self.own}.modules: {error}") from error
         if self.choose == "named" and self.budget is not None:
             raise BadValue(f"{self.own}.budget goes with choose=random or choose=sensitive")
         if any(name != "none" for name in self.modules) and not named:

@@ -143,7 +143,11 @@ class Strategy:
         """An epoch is over. May call: `loop.stop_training()`."""
 
     def after_training_exp(self, loop: Loop) -> None:
-        """The experience is learned, not yet scored. May write: weights, own state, buffers."""
+        """The experience is learned, not yet scored. May write: weights, own state, buffers.
+
+        `loop.put_back = {name: tensor}` of `state_dict()`: the next experience starts from it, so
+        that a changed model is scored and nothing else.
+        """
 
     def after_training(self, loop: Loop) -> None:
         """The stream is over; the last row of R is scored after this. May write: weights."""

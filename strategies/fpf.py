@@ -19,7 +19,8 @@ Departs   when=once shows the tuned model at the end of every experience and goe
           and lam: z as in DER, at insertion. Exemplars that a strategy keeps to itself (icarl,
           bic, wa, gdumb) are not seen. Modules are tuned even if the base has frozen them
           Sensitivity: see `cl describe module_sensitivity`, measured over the first two
-          experiences; before that, what `modules` names
+          experiences; before that, what `modules` names. The weights that it is measured on
+          (up to ten copies of the model on the CPU) are not part of stored_bytes
 Parameters
     modules     head, norm, conv and other categories, first (convolution or embedding), all, none
                 (batch-norm statistics alone), or the beginning of a module's path
@@ -82,6 +83,8 @@ class FPF(Bursts):
         if self.when == "end":
             return
         if self.active and self.when == "once":
+            if loop.no_score:
+                return  # nobody would see it
             state = loop.model.state_dict()
             loop.put_back = {name: value.detach().clone() for name, value in state.items()}
         self.burst(loop)

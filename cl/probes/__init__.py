@@ -38,7 +38,8 @@ def hooks_of(probe: object) -> dict[str, Callable]:
     kind = type(probe).__name__
     if not callable(getattr(probe, "measure", None)):
         raise ContractError(f"probe {kind} is a class without measure(loop)")
-    pack(vars(probe), {}, kind)  # refuses what a checkpoint can't hold
+    for name, value in vars(probe).items():  # refuses what a checkpoint can't hold
+        pack(value, {}, f"{kind}.{name}")
     names = [name for name in dir(probe) if name.startswith(("before_", "after_"))]
     for name in names:
         if name not in TRAINING_HOOKS:
