@@ -21,7 +21,7 @@ Departs   the paper's base training (160 epochs) is whatever `train.*` says; fc 
           negatives: drawn without replacement. A class that returns gets the mean of its new rows
           and no pseudo-features
 Parameters
-    head        svm (scikit-learn's LinearSVC) or fc (softmax regression)
+    head        svm (LIBLINEAR's problem, solved by cl/svm.py) or fc (softmax regression)
     select      rows that are translated: similar (of one class), rand or herd (of all classes)
     similarity  similar: between class means, chooses each past class's source
     k           similar: the source is the k-th most similar new class [1]

@@ -74,7 +74,7 @@ def means(stream):
 
 def expected_head(x, y, C=1.0):
     """LinearSVC on what the method must have built, its rows divided by their norms last."""
-    machine = LinearSVC(C=C, tol=1e-4, dual=False).fit(unit(x), y)
+    machine = LinearSVC(C=C, tol=1e-8, dual=False).fit(unit(x), y)
     return machine.coef_, machine.intercept_
 
 
@@ -108,7 +108,7 @@ def test_of_equally_similar_classes_the_first_is_the_source():
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
 def test_the_classifier_is_that_of_eq_1_calculated_by_hand(k, similarity):
     stream = feature_stream()
-    loop = trained(FeTrIL(k=k, similarity=similarity), stream)
+    loop = trained(FeTrIL(k=k, similarity=similarity, tol=1e-6), stream)
     (x, y), mu = arrays(stream.experiences[1]), means(stream)
     xs, ys = [x], [y]
     for p in range(4):
@@ -128,7 +128,7 @@ def test_the_classifier_is_that_of_eq_1_calculated_by_hand(k, similarity):
 
 def test_rand_translates_as_many_rows_as_a_new_class_has_each_by_its_own_classs_mean():
     stream = feature_stream()
-    loop = trained(FeTrIL(select="rand"), stream, seed=3)
+    loop = trained(FeTrIL(select="rand", tol=1e-6), stream, seed=3)
     (x, y), mu, rng = arrays(stream.experiences[1]), means(stream), generator(3, "fetril.rand")
     s = round(np.mean([(y == c).sum() for c in (4, 5, 6)]))
     xs, ys = [x], [y]
@@ -145,7 +145,7 @@ def test_rand_translates_as_many_rows_as_a_new_class_has_each_by_its_own_classs_
 
 def test_herd_chooses_greedily_the_rows_whose_running_mean_is_nearest():
     stream = feature_stream()
-    loop = trained(FeTrIL(select="herd"), stream)
+    loop = trained(FeTrIL(select="herd", tol=1e-6), stream)
     (x, y), mu = arrays(stream.experiences[1]), means(stream)
     s = round(np.mean([(y == c).sum() for c in (4, 5, 6)]))
     xs, ys = [x], [y]
@@ -252,7 +252,7 @@ def test_new_classes_without_a_past_get_a_frozen_feature_svm():
     stream = feature_stream((3,), (20, 30, 25))
     again = Experience(1, "again", (0, 1, 2), stream.experiences[0].train)
     both = Stream("both", "vision", [stream.experiences[0], again], stream.evals, (8,), list("abc"))
-    loop = trained(FeTrIL(), both)
+    loop = trained(FeTrIL(tol=1e-6), both)
     weight, bias = expected_head(*arrays(again))
     np.testing.assert_allclose(loop.model.head.weight.detach(), weight, atol=1e-3)
     np.testing.assert_allclose(loop.model.head.bias.detach(), bias, atol=1e-3)
@@ -297,7 +297,7 @@ def test_a_class_that_returns_gets_its_new_mean_and_real_features_only():
         (8,),
         list("abcdefg"),
     )
-    strategy = FeTrIL()
+    strategy = FeTrIL(tol=1e-6)
     loop = trained(strategy, both)
     (x, y), mu = arrays(both.experiences[1]), means(stream)
     mu[2] = x[y == 2].mean(0)
@@ -330,6 +330,58 @@ def primal(w, b, x, sign, C):
     return (w @ w + b * b) / 2 + C * (np.maximum(0, 1 - sign * (x @ w + b)) ** 2).sum()
 
 
+PROBLEMS = {
+    "two classes": (features(20, 6, 2), 1.0),
+    "many": (features(30, 10, 12), 1.0),
+    "little penalty": (features(30, 10, 5), 100.0),
+    "much penalty": (features(30, 10, 5), 0.01),
+    "more features than rows": (features(4, 60, 3), 1.0),
+    "duplicate and dead features": (features(20, 6, 4), 1.0),
+    "unequal classes": (features(40, 6, 3), 10.0),
+}
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("tol", "bar"), [(1e-4, 1e-4), (1e-6, 1e-10)])
+def test_the_svm_reaches_what_liblinear_does(case, dtype, tol, bar):
+    (x, y), C = PROBLEMS[case]
+    x = unit(x).astype(dtype)
+    if case.startswith("duplicate"):
+        x = np.hstack([x, x, np.zeros_like(x)])
+    if case.startswith("unequal"):
+        x, y = x[35:], y[35:]  # 5 rows of class 0
+    classes, weight, bias = one_vs_rest(torch.tensor(x), torch.tensor(y), C, tol)
+    assert classes.tolist() == sorted(set(y)) and weight.dtype == torch.tensor(x).dtype
+    for c, w, b in zip(classes.tolist(), weight.double().numpy(), bias.tolist(), strict=True):
+        sign = np.where(y == c, 1, -1)
+        machine = LinearSVC(C=C, tol=bar, max_iter=10**5, dual=False).fit(x, sign)
+        least = primal(machine.coef_[0], machine.intercept_[0], x, sign, C)
+        assert primal(w, b, x, sign, C) <= least * (1 + 1e-4)
+
+
+def test_the_svm_stops_later_where_the_tolerance_is_smaller():
+    (x, y), sums = features(50, 10, 6), []
+    for tol in (1.0, 1e-2, 1e-6):
+        _, weight, bias = one_vs_rest(torch.tensor(x).double(), torch.tensor(y), 1.0, tol)
+        signs = np.where(y[:, None] == np.arange(6), 1, -1)
+        sums.append(
+            sum(
+                primal(w.numpy(), b.item(), x, s, 1.0)
+                for w, b, s in zip(weight, bias, signs.T, strict=True)
+            )
+        )
+    assert sums[0] > sums[1] > sums[2]
+
+
+def test_classes_solved_together_or_apart_have_the_same_planes(monkeypatch):
+    x, y = (torch.tensor(a) for a in features(30, 10, 7))
+    _, together, _ = one_vs_rest(x, y, 1.0, 1e-6)
+    monkeypatch.setattr("cl.svm.BLOCK", 2 * len(x))
+    _, apart, _ = one_vs_rest(x, y, 1.0, 1e-6)
+    torch.testing.assert_close(together, apart, atol=2e-4, rtol=0)
+
+
 def test_two_classes_share_one_plane():
     x, y = (torch.tensor(a) for a in features(classes=2))
     _, weight, bias = one_vs_rest(x, y, 1.0, 1e-4)
@@ -341,7 +393,7 @@ def test_two_classes_share_one_plane():
 @pytest.mark.parametrize("classes", [2, 5])
 def test_as_many_negatives_as_there_are_give_the_solution_with_all(classes):
     x, y = features(n_per_class=20, classes=classes)
-    x = unit(x).astype(np.float32)
+    x = unit(x).astype(np.float64)
     args = torch.tensor(x), torch.tensor(y), 1.0, 1e-6
     whole = one_vs_rest(*args)
     drawn = one_vs_rest(*args, negatives=classes - 1, rng=generator(0, "n"))
