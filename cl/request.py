@@ -95,7 +95,7 @@ class Request:
 
     @staticmethod
     def from_recipe(path: Path, overrides: dict[str, Any]) -> Request:
-        """A recipe file, keys of the command line on top."""
+        """A recipe file, keys of the command line on top; `stream=NAME` takes other data."""
         path = _packaged(path)
         try:
             recipe = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
@@ -113,7 +113,9 @@ class Request:
             raise DataError(f"recipe {path} lacks {' and '.join(sorted(missing))}")
         if "note" in recipe:
             raise DataError(f"recipe {path}: {recipe['note']}")
-        stream, strategy = str(recipe.pop("stream")), str(recipe.pop("strategy"))
+        overrides = dict(overrides)
+        stream = str(overrides.pop("stream", recipe.pop("stream")))
+        strategy = str(recipe.pop("strategy"))
         # a key of another model does not carry over when the model is replaced
         if "model" in overrides and overrides["model"] != recipe.get("model"):
             recipe = {k: v for k, v in recipe.items() if not k.startswith("model.")}

@@ -333,3 +333,13 @@ def test_quick_commands_answer_in_half_a_second():
             )
             times.append(time.perf_counter() - start)
     assert sorted(times)[len(times) // 2] < 0.5
+
+
+def test_a_recipe_runs_on_another_stream_when_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stream: split_digits\nstrategy: naive\ntrain.updates: 2\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(recipe), "stream=rotated_digits"])
+    assert stop.value.code == 0
+    assert list((tmp_path / "runs" / "rotated_digits").glob("naive*"))
