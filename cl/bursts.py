@@ -61,8 +61,8 @@ class Bursts(Strategy):
         """Modules that exist, and settings that go together."""
         if loop.restarts is not None:
             raise BadValue(
-                f"{self.own} can't run beside another library's plug-ins, whose loaders do not tell "
-                "which rows a batch holds"
+                f"{self.own} can't run beside another library's plug-ins, whose loaders do not "
+                "tell which rows a batch holds"
             )
         try:
             named = select(loop.model, self.modules)
