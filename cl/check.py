@@ -34,7 +34,8 @@ def check(name: str) -> Iterator[Finding]:
     """Every check that fits what `name` is. Raises ClError if it can't even be found."""
     for entry in _located(name):
         yield from _lint(entry)
-        kind = {"strategies": _strategy, "streams": _stream, "models": _model}.get(entry.kind)
+        tried = {"strategies": _strategy, "streams": _stream, "models": _model, "probes": _probe}
+        kind = tried.get(entry.kind)
         if kind is None:
             continue
         required = [n for n, p in entry.params().items() if p.default is REQUIRED]
@@ -100,6 +101,21 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
         yield _resumed(first, kept)
         alone = {**settings, "eval.batch_size": 1}
         yield _batching(first, cl.run(STREAM, entry.name, **alone))
+
+
+def _probe(entry: Entry) -> Iterator[Finding]:
+    with tempfile.TemporaryDirectory() as out:
+        settings = {**SMALL, "train.epochs": 2, "train.updates": 12, "out": out}
+        probed = cl.run(STREAM, "naive", **settings, probes=[entry.name])
+        kept = Path(out) / "kept"
+        shutil.copytree(probed.dir, kept)
+        rows = probed.results["probes"][entry.name]
+        broken = [k for row in rows for k, v in row.items() if not isinstance(v, float | int)]
+        yield bool(rows[-1]) and not broken, "returns numbers by name", ", ".join(rows[-1])
+        yield _same_weights(
+            "measuring changes nothing", probed, cl.run(STREAM, "naive", **settings)
+        )
+        yield _resumed(probed, kept)
 
 
 def _resumed(first, kept: Path) -> Finding:

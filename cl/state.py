@@ -41,8 +41,9 @@ def restore(loop: Loop, state: dict) -> None:
     """Put back what `state_of` returned; the model's weights are in place already."""
     loop.clock = type(loop.clock)(**state["clock"])
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
-    loop.extra_updates, loop.put_back = state["extra_updates"], state["put_back"]
-    for name, saved in state["probes"].items():
+    loop.extra_updates = state.get("extra_updates", 0)  # older checkpoints have none of these
+    loop.put_back = state.get("put_back")
+    for name, saved in state.get("probes", {}).items():
         vars(loop.attach(name)).update(saved)
     loop.train_epochs, loop.train_mb_size = state["train_epochs"], state["train_mb_size"]
     loop.generators = state["generators"]
