@@ -137,6 +137,8 @@ def test_readme_commands_run(command, tmp_path, monkeypatch, capsys):
         # that it runs is tested here, not what comes out
         if "train." not in command and "online" not in command:
             arguments.append("train.updates=5")
+    if arguments[0] == "reproduce" and "--list" not in arguments:
+        arguments += ["--quick", "workers=1", f"out={tmp_path}"]
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stop:
         main(arguments)
