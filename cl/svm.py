@@ -1,14 +1,14 @@
 """Linear support vector machines on given features, one class against the rest.
 
-Maths  for each class c, s_i = 1 for rows of c and -1 for others:
-       min over w, b of (||w||^2 + b^2) / 2 + C sum_i max(0, 1 - s_i (w f_i + b))^2
-       This is the problem that LIBLINEAR solves in the primal (scikit-learn's LinearSVC with
-       dual=False): its penalty includes b, and it stops where the gradient is at most
-       tol * min(rows of c, other rows) / rows of what it is at w = 0; so does this.
-Solver Newton steps for many classes at once, so that the work is in few products of large
-       matrices. The Hessian is I + 2C sum over the rows with a loss of f f^T; the steps come from
-       conjugate gradients that are preconditioned with that sum over all rows, which the classes
-       share. The start is the ridge regression on s, for the same reason.
+Maths   for each class c, s_i = 1 for rows of c and -1 for others:
+        min over w, b of (||w||^2 + b^2) / 2 + C sum_i max(0, 1 - s_i (w f_i + b))^2
+        This is the problem that LIBLINEAR solves in the primal (scikit-learn's LinearSVC with
+        dual=False): its penalty includes b, and it stops where the gradient is at most
+        tol * min(rows of c, other rows) / rows of what it is at w = 0; so does this.
+Solver  Newton steps for many classes at once, so that the work is in few products of large
+        matrices. The Hessian is I + 2C sum over the rows with a loss of f f^T; the steps come from
+        conjugate gradients that are preconditioned with that sum over all rows, which the classes
+        share. The start is the ridge regression on s, for the same reason.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ State     mu float32 [C, D]: one mean per class, not normalised; nothing else
 Needs     experience boundaries; no task labels, no exemplars
 Defaults  the paper's: svm head (one-vs-rest squared hinge, C=1, tol=1e-4, all negatives), cosine
           similarity, the most similar class (k=1)
-Departs   the paper's base training (160 epochs) is whatever `train.*` says; fc head: batch 128,
-          from zero, plateau judged on the epoch's training loss (the paper does not say). Which
-          rows herd chooses among, and towards what, is ours: all new ones, greedily, the mean of
-          their f^(p) towards mu(p); as all are moved alike, every p gets the same rows. rand and
-          negatives: drawn without replacement. A class that returns gets the mean of its new rows
-          and no pseudo-features
+Departs   the paper's base training (160 epochs) is whatever `train.*` says; svm: LIBLINEAR's
+          problem and stopping rule, own solver (cl/svm.py); fc head: batch 128, from zero, plateau
+          judged on the epoch's training loss (the paper does not say). What herd chooses among,
+          and towards what, is our reading: all new rows, greedily, the mean of their f^(p) towards
+          mu(p); as all are moved alike, every p gets the same rows. rand and negatives: drawn
+          without replacement. The authors' code chooses sources by euclidean distance. A class
+          that returns gets the mean of its new rows and no pseudo-features
 Parameters
-    head        svm (LIBLINEAR's problem, solved by cl/svm.py) or fc (softmax regression)
+    head        svm (linear, one class against the rest) or fc (softmax regression)
     select      rows that are translated: similar (of one class), rand or herd (of all classes)
     similarity  similar: between class means, chooses each past class's source
     k           similar: the source is the k-th most similar new class [1]
