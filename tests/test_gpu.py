@@ -15,7 +15,25 @@ def needs_cuda():
         pytest.skip("no CUDA device")
 
 
-@pytest.mark.parametrize("strategy", ["naive", "joint", "replay", "raw_ncm", "fetril"])
+ON_BOTH = (
+    *(
+        "naive",
+        "joint",
+        "replay",
+        "raw_ncm",
+        "fetril",
+        "deesil",
+        "derpp",
+        "ewc",
+        "lwf",
+        "gem",
+        "icarl",
+    ),
+    *("slda", "ranpac", "fecam", "continual_backprop", "replay+fpf", "k_fpf"),
+)
+
+
+@pytest.mark.parametrize("strategy", ON_BOTH)
 def test_a_run_on_cuda_scores_like_one_on_the_cpu(strategy, tmp_path):
     runs = [
         cl.run("split_digits", strategy, device=device, out=str(tmp_path / device))
