@@ -383,3 +383,9 @@ def test_other_seeds_of_the_users_own_are_used(tmp_path):
         from cl.ledger import settle
 
         settle([claim], {"seeds": "-1"}, quick=False, every=False)
+
+
+def test_describe_names_a_strategys_claim(capsys):
+    with pytest.raises(SystemExit):
+        main(["describe", "fetril"])
+    assert "cl reproduce fetril" in capsys.readouterr().out
