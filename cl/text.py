@@ -1,0 +1,76 @@
+"""Text streams: items (a prompt, its gold responses, what the verifier needs) and verifiers.
+
+A text stream holds its items once; the tables of its experiences and evals hold their positions,
+as columns "x" and "y", so that buffers, splits and scenario operators work as on images. What
+tokens an item has is the model's business: text is tokenised when a run begins.
+
+A verifier has TRL's signature, so that reward functions carry over:
+`f(prompts, completions, **columns) -> list[float | None]`; columns are the items' `meta`, each a
+list as long as `prompts`. A reward lies in [0, 1] and an answer is right where it is 1; None: it
+can't be scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cl.errors import DataError
+from cl.stream import Stream
+
+Verifier = Callable[..., list[float | None]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt. responses: gold ones, the first is what demonstrations show; meta: {name: value}
+    for the verifier. task: the name of its verifier in the stream."""
+
+    prompt: str
+    responses: tuple[str, ...]
+    task: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TextStream(Stream):
+    """A stream of prompts.
+
+    items: all of them; verifiers: {task: verifier}; max_new_tokens: what an answer may take, by
+    task, the same for every arm of a comparison [tokens].
+    """
+
+    items: list[Item] = field(default_factory=list)
+    verifiers: dict[str, Verifier] = field(default_factory=dict)
+    max_new_tokens: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for item in self.items:
+            if item.task not in self.verifiers:
+                raise DataError(f"stream {self.name!r}: task {item.task!r} has no verifier")
+
+    def rewards(self, indices: Sequence[int], completions: Sequence[str]) -> list[float | None]:
+        """The reward of one completion for each of the items at `indices`; None: unscorable."""
+        rewards: list[float | None] = [None] * len(indices)
+        by_task: dict[str, list[int]] = {}
+        for k, index in enumerate(indices):
+            by_task.setdefault(self.items[index].task, []).append(k)
+        for task, places in by_task.items():
+            items = [self.items[indices[k]] for k in places]
+            names = items[0].meta.keys()
+            columns = {name: [item.meta[name] for item in items] for name in names}
+            prompts = [item.prompt for item in items]
+            found = self.verifiers[task](prompts, [completions[k] for k in places], **columns)
+            for k, reward in zip(places, found, strict=True):
+                rewards[k] = reward
+        return rewards
+
+    def content_hash(self) -> str:
+        """Hash of the tables and of every item's text."""
+        digest = hashlib.blake2b(super().content_hash().encode(), digest_size=16)
+        for item in self.items:
+            digest.update(repr((item.prompt, item.responses, item.task)).encode())
+        return digest.hexdigest()
