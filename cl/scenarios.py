@@ -15,7 +15,7 @@ that moves a class's first appearance also renames it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,14 @@ NEEDED = {
 
 def _check(stream: Stream, keys: Scenario) -> None:
     plain = Scenario()
+    classless = [e.name for e in stream.experiences if not e.classes]
+    for field in fields(Scenario) if classless else ():
+        fine = field.name in ("cycles", "cycle_data")
+        if not fine and getattr(keys, field.name) != getattr(plain, field.name):
+            raise BadValue(
+                f"stream.{field.name} acts on classes, {stream.name} has none; "
+                "of the scenario operators it takes cycles and cycle_data"
+            )
     for key, switch in NEEDED.items():
         idle = getattr(keys, switch) == getattr(plain, switch)
         if idle and getattr(keys, key) != getattr(plain, key):

@@ -39,12 +39,15 @@ class TextStream(Stream):
     """A stream of prompts.
 
     items: all of them; verifiers: {task: verifier}; max_new_tokens: what an answer may take, by
-    task, the same for every arm of a comparison [tokens].
+    task, the same for every arm of a comparison [tokens]; formats: {task: whether a completion has
+    the task's form at all}, so that wrong answers and other text are told apart.
     """
 
     items: list[Item] = field(default_factory=list)
     verifiers: dict[str, Verifier] = field(default_factory=dict)
     max_new_tokens: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    failures: int = 0  # completions on which a verifier raised
 
     def __post_init__(self):
         super().__post_init__()
@@ -62,11 +65,30 @@ class TextStream(Stream):
             items = [self.items[indices[k]] for k in places]
             names = items[0].meta.keys()
             columns = {name: [item.meta[name] for item in items] for name in names}
-            prompts = [item.prompt for item in items]
-            found = self.verifiers[task](prompts, [completions[k] for k in places], **columns)
+            found = self._scored(task, items, [completions[k] for k in places], columns)
             for k, reward in zip(places, found, strict=True):
                 rewards[k] = reward
         return rewards
+
+    def _scored(self, task: str, items, completions, columns) -> list[float | None]:
+        """What the verifier says; where it raises, one by one, so that one text costs one score."""
+        prompts = [item.prompt for item in items]
+        try:
+            return self.verifiers[task](prompts, completions, **columns)
+        except Exception:  # a user's function, on text that a model made up
+            if len(items) == 1:
+                self.failures += 1
+                return [None]
+            one = [
+                {name: [values[k]] for name, values in columns.items()} for k in range(len(items))
+            ]
+            rows = zip(items, completions, one, strict=True)
+            return [self._scored(task, [i], [text], own)[0] for i, text, own in rows]
+
+    def is_well_formed(self, index: int, completion: str) -> bool:
+        """Whether a completion has its task's form; True where the task has none."""
+        form = self.formats.get(self.items[index].task)
+        return form is None or form(completion)
 
     def content_hash(self) -> str:
         """Hash of the tables and of every item's text."""

@@ -14,7 +14,7 @@ from cl.data import Batches, Table
 if TYPE_CHECKING:
     from cl.loop import Loop
 
-DEFAULTS = {"vision": "cross_entropy"}
+DEFAULTS = {"vision": "cross_entropy", "llm": "token_cross_entropy"}
 
 
 class Objective(Protocol):
