@@ -126,7 +126,7 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     if model is None:
         _check_start(recipe)
         model = _build_model(recipe, stream)
-    objective = find("objectives", objectives.DEFAULTS[stream.domain]).load()()
+    objective = objectives.imitation(stream.domain)
     loop = _loop_class(strategies)(
         stream=stream.to(device),
         strategies=strategies,
