@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from cl.errors import BadValue
-from cl.models.language import LanguageModel, positions, token_logp
+from cl.models._decoding import Decoder, decoder
+from cl.models.language import LanguageModel, token_logp
 from cl.seeding import frozen
 
 DROP = 0.75  # rows that have ended are dropped once no more than this share is alive
@@ -113,16 +114,19 @@ def sample(
         draws = torch.rand(len(limit), steps, generator=rng, dtype=torch.float64)
         draws = draws.to(device, torch.float32 if device.type == "mps" else torch.float64)
     choice = _Choice(temperature, top_k, top_p, draws)
+    ends = torch.tensor(model.tokenizer.eos_ids, device=device)
     with frozen(model):
-        tokens, logp, length, truncated = _decode(model, ids, mask, n, limit, choice)
+        state = decoder(model, ids, mask, n, steps)
+        tokens, logp = _decode(state, limit, ends, choice)
+    length, truncated = _lengths(tokens, limit, ends)
     width = int(length.max())
-    places = torch.arange(width, device=device)
+    kept = torch.arange(width, device=device) < length.unsqueeze(1)
     return Rollout(
         prompt_ids=ids.repeat_interleave(n, 0),
         prompt_mask=mask.repeat_interleave(n, 0),
-        completion_ids=tokens[:, :width],
-        completion_mask=places < length.unsqueeze(1),
-        logp=logp[:, :width],
+        completion_ids=tokens[:, :width].masked_fill(~kept, model.tokenizer.pad_id),
+        completion_mask=kept,
+        logp=logp[:, :width].masked_fill(~kept, 0.0),
         truncated=truncated,
         group=torch.arange(len(prompts), device=device).repeat_interleave(n),
     )
@@ -163,14 +167,14 @@ class _Choice:
         scaled = logits.float() / self.temperature
         if self.draws is None:
             tokens = scaled.argmax(-1)
-        else:
-            scaled = truncate(scaled, self.top_k, self.top_p)
-            total = scaled.softmax(-1).to(self.draws.dtype).cumsum(-1)
-            # the first token whose cumulative probability exceeds the draw; one of probability 0
-            # never is, since its cumulative probability is that of the token before
-            point = self.draws[rows, step].unsqueeze(1) * total[:, -1:]
-            tokens = torch.searchsorted(total, point, right=True).squeeze(1)
-        return tokens, token_logp(scaled, tokens)
+            return tokens, token_logp(scaled, tokens)
+        logp = truncate(scaled, self.top_k, self.top_p).log_softmax(-1)
+        total = logp.exp().cumsum(-1, dtype=self.draws.dtype)
+        # the first token whose cumulative probability exceeds the draw; one of probability 0
+        # never is, since its cumulative probability is that of the token before
+        point = self.draws[rows, step].unsqueeze(1) * total[:, -1:]
+        tokens = torch.searchsorted(total, point, right=True)
+        return tokens.squeeze(1), logp.gather(1, tokens).squeeze(1)
 
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -187,70 +191,36 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _decode(
-    model: LanguageModel, ids: Tensor, mask: Tensor, n: int, limit: Tensor, choice: _Choice
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(tokens [N, steps], logp [N, steps], length [N], truncated [N])."""
-    device, steps, eos = ids.device, int(limit.max()), model.tokenizer.eos_ids
-    tokens = torch.full((len(limit), steps), model.tokenizer.pad_id, device=device)
-    logp = torch.zeros(len(limit), steps, device=device)
-    length, ended = limit.clone(), torch.zeros_like(limit, dtype=torch.bool)
-    ends = torch.tensor(eos, device=device)
-    rows = torch.arange(len(limit), device=device)  # of those still in the cache
+def _decode(state: Decoder, limit: Tensor, ends: Tensor, choice: _Choice) -> tuple[Tensor, Tensor]:
+    """(tokens [N, steps], logp [N, steps]); what follows a row's end has no meaning.
+
+    limit [N]: new tokens of each row; ends [k]: ids that end one.
+    """
+    steps = int(limit.max())
+    tokens = limit.new_zeros(len(limit), steps)
+    logp = torch.zeros(len(limit), steps, device=limit.device)
+    rows = torch.arange(len(limit), device=limit.device)  # of those still in the decoder
     alive = torch.ones_like(rows, dtype=torch.bool)
-    state = _Prefilled(model, ids, mask, n)
     for step in range(steps):
         taken, chance = choice.take(state.logits, rows, step)
-        live = rows[alive]
-        tokens[live, step], logp[live, step] = taken[alive], chance[alive]
-        stop = torch.isin(taken, ends) & alive
-        length[rows[stop]], ended[rows[stop]] = step + 1, True
-        alive = alive & ~stop & (limit[rows] > step + 1)
+        tokens[rows, step], logp[rows, step] = taken, chance
+        alive &= (taken.unsqueeze(1) != ends).all(1) & (limit[rows] > step + 1)
         left = int(alive.sum())
         if left == 0:
             break
         if left <= DROP * len(rows):
-            state.select(alive)
+            state.select(alive.nonzero().squeeze(1))
             rows, taken, alive = rows[alive], taken[alive], alive[alive]
         state.advance(taken)
-    return tokens, logp, length, ~ended
+    return tokens, logp
 
 
-class _Prefilled:
-    """A batch in decoding: the cache, its mask, and the logits [b, V] of the next token."""
-
-    def __init__(self, model: LanguageModel, ids: Tensor, mask: Tensor, n: int):
-        self.lm = model.lm
-        done = self.lm(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions(mask.long()),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self.cache = done.past_key_values
-        self.cache.batch_repeat_interleave(n)
-        self.logits = done.logits[:, -1].repeat_interleave(n, 0)
-        self.mask = mask.long().repeat_interleave(n, 0)
-        self.at = self.mask.sum(1, keepdim=True)  # position of the next token
-
-    def select(self, keep: Tensor) -> None:
-        """Go on with the rows at which bool `keep` [b] is true."""
-        index = keep.nonzero().squeeze(1)
-        self.cache.batch_select_indices(index)
-        self.mask, self.at = self.mask[index], self.at[index]
-
-    def advance(self, tokens: Tensor) -> None:
-        """Append one token [b] to every row."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-        done = self.lm(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=self.mask,
-            position_ids=self.at,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache, self.logits, self.at = done.past_key_values, done.logits[:, -1], self.at + 1
+def _lengths(tokens: Tensor, limit: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """(length [N], truncated [N]): a row goes to its first end, that included, or to its limit."""
+    steps = tokens.shape[1]
+    places = torch.arange(steps, device=tokens.device).expand_as(tokens)
+    first = places.masked_fill(~torch.isin(tokens, ends), steps).min(1).values
+    return torch.minimum(first + 1, limit), first >= limit
 
 
 def _check(
