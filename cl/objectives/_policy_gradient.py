@@ -67,8 +67,8 @@ def advantages(
     rewards, counted = rewards.float(), ~rewards.isnan()
     _, place, sizes = group.unique(return_inverse=True, return_counts=True)
     own = place == torch.arange(len(sizes), device=group.device)[:, None]  # [P, N]
-    if kind in COMPARING:
-        if len(sizes) and sizes.min() < 2:
+    if kind in COMPARING and len(rewards):
+        if sizes.min() < 2:
             raise BadValue(f"advantage={kind} compares a prompt's completions; a prompt has only 1")
         found = _compared(rewards, own & counted, place, kind, ddof, eps, std_floor, std)
     elif kind == "remax":
