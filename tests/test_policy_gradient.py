@@ -342,6 +342,25 @@ def test_g12_nothing_that_counts_gives_zero_and_nan_behind_the_mask_stays_there(
         assert gradient.tolist() == [[expected, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_g12_values_that_do_not_count_may_be_anything(kind):
+    values = torch.tensor([[1.0, NAN], [torch.inf, -torch.inf]])
+    assert aggregate(values, torch.tensor([[1, 0], [0, 0]]), kind, max_len=1) == 1
+
+
+def test_g12_labels_that_do_not_count_have_no_loss_and_no_gradient():
+    logits = torch.zeros(2, 2, 4, requires_grad=True)
+    labels = torch.tensor([[1, IGNORE], [IGNORE, IGNORE]])
+    assert token_logp(logits, labels)[labels == IGNORE].tolist() == [0, 0, 0]
+    for normalise in ("tokens", "sequences"):
+        loss = token_cross_entropy(logits, labels, normalise=normalise)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        close(loss, np.log(4))
+        close(gradient[0, 0], [0.25, -0.75, 0.25, 0.25])
+        assert gradient.flatten(0, 1)[1:].count_nonzero() == 0
+        assert token_cross_entropy(logits[1:], labels[1:], normalise=normalise) == 0
+
+
 # ---------------------------------------------------------- log-probabilities
 
 

@@ -164,17 +164,15 @@ def clipped(
     log_w = (logp - old_logp.detach()).masked_fill(~mask, 0)  # [B, T]
     if level == "sequence":
         log_w = log_w.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)  # [B, 1]
-        mask_w = mask.any(1, keepdim=True)
-    else:
-        mask_w = mask
+        mask = mask.any(1, keepdim=True)
     w = log_w.clamp(-LOG_RATIO, LOG_RATIO).exp()
     loss = -torch.minimum(w * advantage, w.clamp(1 - low, 1 + high) * advantage)
     flat = ((advantage > 0) & (w > 1 + high)) | ((advantage < 0) & (w < 1 - low))
     if dual is not None:
         loss = torch.where(advantage < 0, torch.minimum(loss, -dual * advantage), loss)
         flat = flat | ((advantage < 0) & (w > dual))
-    share = (flat & mask_w).sum() / mask_w.expand_as(flat).sum().clamp(min=1)
-    return loss.expand(mask.shape), share
+    share = flat.sum() / mask.expand_as(flat).sum().clamp(min=1)  # w is 1 where mask is false
+    return loss.expand(logp.shape), share
 
 
 def kl(

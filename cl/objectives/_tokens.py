@@ -28,13 +28,14 @@ IGNORE = -100  # a label that does not count, as in transformers
 def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(logits / temperature)[ids].
 
-    logits [..., V]; ids int64 [...], each within the vocabulary, also where it does not count.
+    logits [..., V]; ids int64 [...], IGNORE gives 0.
     Temperature divides the logits, as in sampling, so that both sides have one distribution.
     Returns [...], with a gradient.
     """
     scaled = _scaled(logits, temperature)
-    flat = F.cross_entropy(scaled.reshape(-1, scaled.shape[-1]), ids.reshape(-1), reduction="none")
-    return -flat.view(ids.shape)
+    rows = scaled.reshape(-1, scaled.shape[-1])
+    loss = F.cross_entropy(rows, ids.reshape(-1), reduction="none", ignore_index=IGNORE)
+    return -loss.view(ids.shape)
 
 
 def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -141,6 +142,5 @@ def token_cross_entropy(
     kinds = dict(zip(get_args(Normalise), ("token_mean", "sequence_mean")))
     if normalise not in kinds:
         raise unknown("normalise", normalise, kinds)
-    mask = labels != IGNORE
-    loss = -token_logp(logits, labels.masked_fill(~mask, 0))
-    return aggregate(loss, mask, kinds[normalise], total=total)
+    loss = -token_logp(logits, labels)
+    return aggregate(loss, labels != IGNORE, kinds[normalise], total=total)
