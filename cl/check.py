@@ -24,6 +24,7 @@ from cl.runner import build_strategy, check_contract, resume
 from cl.state import check_state
 from cl.strategy import CLAIMS, HOOKS, Strategy
 from cl.stream import Stream
+from cl.text import TextStream
 
 Finding = tuple[bool, str, str]
 STREAM = "split_digits"
@@ -165,6 +166,9 @@ def _stream(entry: Entry) -> Iterator[Finding]:
         other = make(**{**settings, "seed": 1})
         yield other.content_hash() != stream.content_hash(), "another seed, another content", ""
     yield from _separate(stream)
+    if isinstance(stream, TextStream):
+        yield from _text(stream)
+        return
     for e in stream.evals:
         labels = set(e.test.column("y").tolist())
         if labels != set(e.classes):
@@ -176,6 +180,21 @@ def _stream(entry: Entry) -> Iterator[Finding]:
         "inputs have the promised shape",
         f"{list(x.shape[1:])}",
     )
+
+
+def _text(stream: TextStream) -> Iterator[Finding]:
+    """Gold responses have the form of an answer and are right, odd ones can be scored too."""
+    gold = {k: item.responses[0] for k, item in enumerate(stream.items) if item.responses}
+    rewards = stream.rewards(list(gold), list(gold.values()))
+    wrong = [stream.items[k].prompt for k, r in zip(gold, rewards, strict=True) if r != 1]
+    wrong += [stream.items[k].prompt for k in gold if not stream.is_well_formed(k, gold[k])]
+    yield not wrong, "verifiers take every gold response", "; ".join(map(repr, wrong[:3]))
+    first = {item.task: k for k, item in reversed(list(enumerate(stream.items)))}
+    for odd in ("", " ", "\n\t", "0" * 5000, "\u0663", "\ud800", "#### "):
+        rewards = stream.rewards(list(first.values()), [odd] * len(first))
+        failed = [task for task, r in zip(first, rewards, strict=True) if r is None]
+        if failed:
+            yield False, "verifiers take any text", f"{', '.join(failed)}: {odd[:20]!r}"
 
 
 def _separate(stream: Stream) -> Iterator[Finding]:

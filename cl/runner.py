@@ -21,7 +21,7 @@ from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
 from cl.recipe import Recipe, defaults_of, hparams, resolve
 from cl.record import Recorder
-from cl.registry import Entry, find, name_of
+from cl.registry import Entry, name_of
 from cl.request import Request
 from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals

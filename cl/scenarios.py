@@ -165,14 +165,14 @@ def cycles(stream: Stream, n: int, data: str, seed: int) -> Stream:
 
 def _part(stream: Stream, e: Experience, visit: int, n: int, seed: int) -> Table:
     y, kept = e.train.column("y").cpu(), []
-    for c in e.classes:
-        rows = (y == c).nonzero()[:, 0]
+    groups = {stream.class_names[c]: (y == c).nonzero()[:, 0] for c in e.classes}
+    for name, rows in (groups or {e.name: torch.arange(len(y))}).items():
         if len(rows) < n:
             raise DataError(
-                f"stream.cycles={n} with cycle_data=parts: class {stream.class_names[c]!r} has "
-                f"{len(rows)} training rows; use cycle_data=same"
+                f"stream.cycles={n} with cycle_data=parts: {'class' if groups else 'task'} "
+                f"{name!r} has {len(rows)} training rows; use cycle_data=same"
             )
-        rng = generator(seed, f"cycles/{e.index}/{stream.class_names[c]}")
+        rng = generator(seed, f"cycles/{e.index}/{name}")
         kept.append(rows[torch.randperm(len(rows), generator=rng)][visit::n])
     return e.train.select(torch.cat(kept).sort().values)
 

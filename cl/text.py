@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cl.errors import DataError
+from cl.errors import ContractError, DataError
 from cl.stream import Stream
 
 Verifier = Callable[..., list[float | None]]
@@ -40,13 +40,16 @@ class TextStream(Stream):
 
     items: all of them; verifiers: {task: verifier}; max_new_tokens: what an answer may take, by
     task, the same for every arm of a comparison [tokens]; formats: {task: whether a completion has
-    the task's form at all}, so that wrong answers and other text are told apart.
+    the task's form at all}, so that wrong answers and other text are told apart; demonstrations:
+    what SFT shows, the items' responses, or, for `own` and `oracle`, right answers of the base
+    model: training items have no response then, and the loop makes them.
     """
 
     items: list[Item] = field(default_factory=list)
     verifiers: dict[str, Verifier] = field(default_factory=dict)
     max_new_tokens: dict[str, int] = field(default_factory=dict)
     formats: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    demonstrations: str = "canonical"
     failures: int = 0  # completions on which a verifier raised
 
     def __post_init__(self):
@@ -74,7 +77,7 @@ class TextStream(Stream):
         """What the verifier says; where it raises, one by one, so that one text costs one score."""
         prompts = [item.prompt for item in items]
         try:
-            return self.verifiers[task](prompts, completions, **columns)
+            found = self.verifiers[task](prompts, completions, **columns)
         except Exception:  # a user's function, on text that a model made up
             if len(items) == 1:
                 self.failures += 1
@@ -84,6 +87,7 @@ class TextStream(Stream):
             ]
             rows = zip(items, completions, one, strict=True)
             return [self._scored(task, [i], [text], own)[0] for i, text, own in rows]
+        return _checked(found, len(items), task)
 
     def is_well_formed(self, index: int, completion: str) -> bool:
         """Whether a completion has its task's form; True where the task has none."""
@@ -91,8 +95,24 @@ class TextStream(Stream):
         return form is None or form(completion)
 
     def content_hash(self) -> str:
-        """Hash of the tables and of every item's text."""
+        """Hash of the tables, of every item and of what the demonstrations are."""
         digest = hashlib.blake2b(super().content_hash().encode(), digest_size=16)
+        digest.update(self.demonstrations.encode())
         for item in self.items:
-            digest.update(repr((item.prompt, item.responses, item.task)).encode())
+            meta = sorted(item.meta.items())
+            digest.update(repr((item.prompt, item.responses, item.task, meta)).encode())
         return digest.hexdigest()
+
+
+def _checked(found, n: int, task: str) -> list[float | None]:
+    """A verifier's rewards, nan as None. Raises ContractError if they are not n within 0 to 1."""
+    if not isinstance(found, list | tuple) or len(found) != n:
+        got = len(found) if isinstance(found, list | tuple) else type(found).__name__
+        raise ContractError(
+            f"the verifier of task {task!r} must return a list of {n} rewards, got {got}"
+        )
+    found = [None if r is None or r != r else r for r in found]
+    bad = [r for r in found if r is not None and not 0 <= r <= 1]
+    if bad:
+        raise ContractError(f"the verifier of task {task!r} rewards {bad[0]}; allowed: 0 to 1")
+    return found
