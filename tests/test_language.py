@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_weights, make_loop, tiny_stream, weights
 from torch import nn
 
 from cl import checkpoint
-from cl.errors import BadValue, DataError
+from cl.errors import BadValue, DataError, RunError
 from cl.models import build, grow, rebuild
 from cl.models.anatomy import anatomy, blocks
 from cl.models.language import LanguageModel, next_logp, positions, token_logp
+from cl.request import Request
 from cl.sampling import completion_logp, left_padded, sample, truncate
 from cl.seeding import global_state, seed_globals
+from cl.start import adopted
+from cl.state import restore_model
 from cl.tokenizers import CHARACTERS, CharTokenizer, HFTokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -667,6 +671,57 @@ def test_a_language_model_has_no_head_that_grows(models):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+def loop_with(model):
+    """A loop that trains nothing: what it does with a model besides."""
+    return make_loop([], model=lambda: model)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "llama"])
+def test_loops_copy_restart_and_restore_language_models(models, kind):
+    model = copy.deepcopy(models[kind])
+    loop = loop_with(model)
+    ids, mask = left_padded(ids_of(model), model.tokenizer.pad_id, "cpu")
+    snapshot = loop.snapshot()
+    with torch.no_grad():
+        assert torch.equal(snapshot(ids, mask), model.eval()(ids, mask))
+    before = torch.get_rng_state()
+    one, other = (loop.fresh_model("a.fresh", trained=False) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    same = loop_with(model).fresh_model("a.fresh", trained=False)
+    assert_same_weights(weights(one), weights(same))
+    assert not torch.equal(one.lm.lm_head.weight, other.lm.lm_head.weight)
+    given = loop.fresh_model("a.fresh")  # of the weights that the run started from, if any
+    same = torch.equal(given.lm.lm_head.weight, model.lm.lm_head.weight)
+    assert same == model.architecture["kwargs"].get("pretrained", True)
+    frozen_part = {name: not name.endswith("norm.weight") for name, _ in model.named_parameters()}
+    description = {"architecture": model.architecture, "requires_grad": frozen_part}
+    resumed = loop_with(rebuild(model.architecture))
+    restore_model(resumed, weights(model), description, learned=2)
+    assert_same_weights(weights(resumed.model), weights(model))
+    assert {n: p.requires_grad for n, p in resumed.model.named_parameters()} == frozen_part
+    other = {**model.architecture, "kwargs": {"pretrained": True}}
+    with pytest.raises(RunError, match="another one"):
+        restore_model(resumed, weights(model), {**description, "architecture": other | {"x": 1}}, 1)
+
+
+def test_a_language_model_starts_where_a_run_ended(models, tmp_path):
+    model = models["tiny"]
+    checkpoint.save(tmp_path / "checkpoint", "000000001-00", model, {})
+    start = {"from": str(tmp_path)}
+    made = build("tiny", (), {"pretrained": False}, start=start)
+    assert_same_weights(weights(made), weights(model))
+    again = rebuild(json.loads(json.dumps(made.architecture)), trained=True)
+    assert_same_weights(weights(again), weights(model))
+    stream = tiny_stream()
+    stream.input_shape = ()
+    request = Request.of("split_digits", "naive", {"model.from": str(tmp_path)})
+    taken = adopted(request, stream)
+    assert taken.top["model"] == "tiny" and taken.given["model"] == {"pretrained": False}
+    keeps = {"model.from": str(tmp_path), "model.keep_head": True}
+    with pytest.raises(BadValue, match="has no head to keep"):
+        adopted(Request.of("split_digits", "naive", keeps), stream)
+
+
 def test_hf_dtype_is_that_of_the_weights(folders):
     for dtype in ("float32", "bfloat16"):
         model = build(f"hf:{folders['qwen2']}", (), {"dtype": dtype})
@@ -699,7 +754,7 @@ def test_what_is_no_language_model_is_refused_in_one_line(tmp_path, folders):
 
     assert "no folder" in refused("hf:/no/such/folder")
     assert "no folder" in refused("hf:./nothing")
-    assert "model.download=true" in refused("hf:someone/absent")
+    assert "model.download=true fetches it" in refused("hf:someone/absent")
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(f"hf:{tmp_path / 'empty'}")
     (tmp_path / "file").write_text("x")

@@ -135,6 +135,7 @@ def decoder(model: LanguageModel, ids: Tensor, mask: Tensor, n: int, steps: int)
     known = kind.__name__ in LLAMAS and kind.__module__.startswith("transformers.")
     full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     slides = getattr(config, "sliding_window", None) is not None
-    fixed = (config.rope_parameters or {}).get("rope_type", "default") in ROPES if known else False
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    fixed = rope.get("rope_type", "default") in ROPES
     made = LlamaDecoder if known and full and not slides and fixed else Decoder
     return made(model, ids, mask, n, steps)

@@ -101,9 +101,17 @@ def _config(source: str, shown: str, download: bool):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _refused(shown, download):
-        config = AutoConfig.from_pretrained(
-            source, local_files_only=not download, trust_remote_code=False
-        )
+        try:
+            config = AutoConfig.from_pretrained(
+                source, local_files_only=not download, trust_remote_code=False
+            )
+        except OSError as error:
+            if download or Path(source).is_dir():
+                raise
+            raise DataError(
+                f"{shown}: no folder of that name, and no model in this machine's Hugging Face "
+                "cache; model.download=true fetches it"
+            ) from error
     if type(config) not in AutoModelForCausalLM._model_mapping:
         kind = (config.architectures or [config.model_type])[0]
         raise BadValue(f"{shown} is no causal language model but a {kind}")
