@@ -238,6 +238,16 @@ def test_g14_without_truncation_every_symbol_is_drawn_and_with_it_logp_is_renorm
     torch.testing.assert_close(rollout.logp[mask], expected[mask], atol=1e-4, rtol=1e-4)
 
 
+def test_g14_a_symbol_of_probability_0_is_drawn_at_no_point():
+    from cl.sampling import _Choice
+
+    logits = torch.tensor([[-1.0, 2.0, -1.0, 2.0, -1.0]]).repeat(3, 1)
+    draws = torch.tensor([[0.0], [0.5], [1 - 2**-53]], dtype=torch.float64)
+    tokens, logp = _Choice(1.0, 2, 1.0, draws).take(logits, torch.arange(3), 0)
+    assert tokens[0] == 1 and tokens[1] in (1, 3) and tokens[2] == 3
+    torch.testing.assert_close(logp, torch.full((3,), math.log(0.5)))
+
+
 def test_g14_samples_follow_the_model_over_the_whole_vocabulary():
     """Frequencies of the first token against its probabilities: chi-square over all symbols."""
     seed_globals(0)
