@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import math
 import os
 from dataclasses import dataclass, replace
@@ -119,8 +120,11 @@ class Claim:
 
     @property
     def digest(self) -> str:
-        """Eight characters that change with the experiment or a bar."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
+        """Eight characters that change with the experiment or a bar, not with the words."""
+        bars = self.primary, *self.bars, *self.controls, self.null_control
+        judged = [{**vars(bar), "why": ""} for bar in bars]
+        what = [self.stream, self.settings, self.arms, self.seeds, self.calibrated_on, judged]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     def keys(self, arm: str, seed: int, over: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
         """Stream, strategy and settings of one run; `over` are the caller's."""

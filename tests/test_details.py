@@ -237,13 +237,13 @@ def test_fetril_uses_real_features_of_a_class_that_comes_back(monkeypatch):
     first = stream.experiences[0]
     stream.experiences.append(Experience(2, "again", first.classes, first.train, first.val))
     fitted = []
-    plain = fetril.svm
+    plain = fetril.one_vs_rest
 
     def spy(x, y, *settings):
         fitted.append(torch.bincount(y).tolist())
         return plain(x, y, *settings)
 
-    monkeypatch.setattr(fetril, "svm", spy)
+    monkeypatch.setattr(fetril, "one_vs_rest", spy)
     make_loop([FeTrIL()], stream).run()
     n = torch.bincount(first.train.column("y")).tolist()
     assert fitted[1][:2] == n  # real rows, and no translated ones beside them
