@@ -11,6 +11,7 @@ import hashlib
 import json
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -82,7 +83,10 @@ def _done(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, int, di
     """Every run's results as it ends."""
     n = min(len(jobs), workers or joblib.cpu_count())
     parallel = joblib.Parallel(n, return_as="generator_unordered")
-    return parallel(joblib.delayed(_one)(*job) for job in jobs)
+    with warnings.catch_warnings():
+        # joblib replaces a worker whose memory has grown; nothing is lost by that
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
+        yield from parallel(joblib.delayed(_one)(*job) for job in jobs)
 
 
 def _one(arm: str, seed: int, stream: str, strategy: str, keys: dict) -> tuple:
