@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from cl import folder
 from cl.config import Range, params_of_schema, parse_all
@@ -32,6 +33,7 @@ from cl.seeding import generator, seed_globals
 from cl.text import TextStream
 
 CORPUS = {"tiny": "skills"}  # the stream whose file has `corpus(seed, n)`
+WINDOW = 20  # updates whose rows are sorted by length
 SHOWN = 100  # updates between two points of the loss curve
 TRIES = 8
 
@@ -49,7 +51,7 @@ class Pretraining:
     """
 
     updates: Annotated[int, Range(min=1)] = 3000
-    batch_size: Annotated[int, Range(min=1)] = 128
+    batch_size: Annotated[int, Range(min=1)] = 64
     lr: Annotated[float, Range(above=0)] = 2e-3
     threads: Annotated[int, Range(min=1)] = 2
     seed: Annotated[int, Range(min=0)] = 0
@@ -119,11 +121,10 @@ def _train(model, x, y, settings: Pretraining, progress) -> list[list[float]]:
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, (0.9, 0.95), weight_decay=0.1)
     curve, total = [], 0.0
     model.train()
-    for update in range(settings.updates):
-        rows = slice(update * settings.batch_size, (update + 1) * settings.batch_size)
+    for update, rows in enumerate(_alike(x, settings)):
         used = (x[rows] != NOTHING).any(0).nonzero()[:, 0]
         columns = slice(int(used[0]), int(used[-1]) + 1)
-        ids, labels = x[rows, columns], y[rows, columns]
+        ids, labels = x[rows][:, columns], y[rows][:, columns]
         optimizer.param_groups[0]["lr"] = rate(update, settings)
         logits = model(ids.clamp(min=0), ids != NOTHING)
         loss = token_cross_entropy(logits[:, :-1], labels[:, 1:])
@@ -137,6 +138,17 @@ def _train(model, x, y, settings: Pretraining, progress) -> list[list[float]]:
             progress(*curve[-1])
             total = 0.0
     return curve
+
+
+def _alike(x: Tensor, settings: Pretraining) -> Iterator[Tensor]:
+    """Rows of each update: of WINDOW updates' rows those of one length together, less padding."""
+    rng = generator(settings.seed, "pretrain.order")
+    size, n = settings.batch_size, WINDOW * settings.batch_size
+    for start in range(0, len(x), n):
+        length = (x[start : start + n] != NOTHING).sum(1)
+        batches = (start + length.argsort(stable=True)).split(size)
+        for k in torch.randperm(len(batches), generator=rng).tolist():
+            yield batches[k]
 
 
 def rate(update: int, settings: Pretraining) -> float:
