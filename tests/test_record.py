@@ -74,6 +74,7 @@ METRICS = [
 COST = [
     "train_seconds",
     "eval_seconds",
+    "experience_seconds",
     "updates",
     "extra_updates",
     "samples_seen",

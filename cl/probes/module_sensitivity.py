@@ -164,9 +164,9 @@ def _dress(left, rest, paths: list[str]) -> None:
         axes.set_axisbelow(True)
     if left.patches:  # so that the shortest bar can be seen
         left.set_xlim(left=min(bar.get_width() for bar in left.patches) / 2)
-    for axes in rest:
+    for axes in (left, *rest):
         low, high = axes.get_xlim()
-        numbers = LogLocator(subs=(1, 2, 5) if high / low > 20 else (1, 1.5, 2, 3, 4, 5, 7))
+        numbers = LogLocator(subs=(1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 7))
         axes.xaxis.set_major_locator(numbers)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
