@@ -158,6 +158,12 @@ def _build_model(recipe: Recipe, stream: Stream) -> nn.Module:
     try:
         start = recipe.start or None
         return build(recipe.model, stream.input_shape, recipe.model_settings, start=start)
+    except ValueError as error:
+        if stream.input_shape:
+            raise
+        raise BadValue(  # a builder of image models has looked for channels, height and width
+            f"model {recipe.model} is no language model, which {stream.name} needs: tiny, hf:PATH"
+        ) from error
     except (RuntimeError, MemoryError) as error:  # torch says so when memory is asked for in vain
         reason = str(error).strip().partition("\n")[0]
         raise BadValue(

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from cl.errors import BadValue
 from cl.models._decoding import Decoder, decoder
-from cl.models.language import LanguageModel, token_logp
+from cl.models.language import LanguageModel
+from cl.objectives._tokens import token_logp
 from cl.seeding import frozen
 
 DROP = 0.75  # rows that have ended are dropped once no more than this share is alive

@@ -14,6 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cl.errors import BadValue
+from cl.objectives._tokens import token_logp
 from cl.tokenizers import Tokenizer
 
 
@@ -43,12 +44,6 @@ class LanguageModel(nn.Module):
 def positions(mask: Tensor) -> Tensor:
     """Position of every token in its row: cumsum(mask) - 1, and 0 on padding. [B, L]"""
     return (mask.cumsum(1) - 1).clamp(min=0) * mask
-
-
-def token_logp(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature)[ids]: logits [..., V], ids [...] -> float32 [...]."""
-    scaled = logits.float() / temperature
-    return scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
 
 
 def next_logp(model: LanguageModel, ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:

@@ -45,6 +45,9 @@ class TokenCrossEntropy:
         if not hasattr(model, "tokenizer"):
             raise BadValue(f"{stream.name} needs a language model: tiny, or hf:PATH")
         room = model.context
+        for k in (k for e in stream.experiences for k in e.train.column("x").tolist()):
+            if not stream.items[k].responses:
+                raise DataError(f"item {k} of {stream.name} has no response to learn from")
         for k, item in enumerate(stream.items):
             n = len(model.tokenizer.prompt_ids(item.prompt))
             answer = max([stream.max_new_tokens[item.task], *self._lengths(model, item)])
@@ -56,10 +59,6 @@ class TokenCrossEntropy:
 
     def batches(self, loop: Loop, table: Table) -> Batches:
         """Shuffled index draws from the component generator "batches"."""
-        stream = loop.stream
-        for k in table.column("x").tolist():
-            if not stream.items[k].responses:
-                raise DataError(f"item {k} of {stream.name} has no response to learn from")
         return Batches(table, loop.train_mb_size, loop.rng("batches"))
 
     def load(self, loop: Loop, rows: dict[str, Tensor]) -> None:
@@ -132,4 +131,7 @@ def encoded(items, tokenizer, learn: str) -> tuple[Tensor, Tensor]:
     for k, (prompt, response) in enumerate(pairs):
         x[k, left - len(prompt) : left + len(response)] = torch.tensor(prompt + response)
         y[k, left : left + len(response)] = torch.tensor(response, dtype=torch.int64)
-    return x, x.masked_fill(x == NOTHING, IGNORE) if learn == "all" else y
+    if learn == "all":  # but the first token, which follows nothing
+        begins = (x != NOTHING).int().argmax(1, keepdim=True)
+        y = x.masked_fill(x == NOTHING, IGNORE).scatter_(1, begins, IGNORE)
+    return x, y
