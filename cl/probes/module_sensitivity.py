@@ -165,6 +165,8 @@ def _dress(left, rest, paths: list[str]) -> None:
     if left.patches:  # so that the shortest bar can be seen
         left.set_xlim(left=min(bar.get_width() for bar in left.patches) / 2)
     for axes in (left, *rest):
+        if not axes.patches:
+            continue  # nothing drawn, so the axis is not logarithmic
         low, high = axes.get_xlim()
         numbers = LogLocator(subs=(1, 2, 5) if high / low > 5 else (1, 1.5, 2, 3, 4, 5, 7))
         axes.xaxis.set_major_locator(numbers)
