@@ -15,7 +15,7 @@ import torch
 
 import cl
 from cl.config import REQUIRED
-from cl.errors import ClError
+from cl.errors import BadValue, ClError
 from cl.folder import comparable
 from cl.models import build
 from cl.models.anatomy import anatomy
@@ -219,7 +219,33 @@ def _model(entry: Entry) -> Iterator[Finding]:
         n: list(p.default) if isinstance(p.default, tuple) else p.default
         for n, p in entry.params().items()
     }
-    model = build(entry.name, (3, 32, 32), settings)
+    try:
+        model = build(entry.name, (3, 32, 32), settings)
+    except BadValue:  # it does not take images
+        model = build(entry.name, (), settings)
+    if hasattr(model, "tokenizer"):
+        yield from _language_model(model)
+    else:
+        yield from _classifier(model)
+    names = [part.name for part in anatomy(model)]
+    yield names == [n for n, _ in model.named_parameters()], "anatomy is a total partition", ""
+
+
+def _language_model(model) -> Iterator[Finding]:
+    ids = torch.tensor([model.tokenizer.prompt_ids("ab"), model.tokenizer.prompt_ids("ba")])
+    output = model(ids, torch.ones_like(ids))
+    fits = output.shape[:2] == ids.shape and output.shape[2] >= model.tokenizer.vocab_size
+    yield fits, "maps ids [B, L] to [B, L, vocabulary]", f"{list(output.shape)}"
+    later = ids.clone()
+    later[:, -1] = ids[:, 0]
+    same = torch.allclose(model(later, torch.ones_like(ids))[:, :-1], output[:, :-1], atol=1e-5)
+    yield same, "later tokens do not change earlier answers", ""
+    output.square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    yield not still, "gradients reach every parameter", ", ".join(still)
+
+
+def _classifier(model) -> Iterator[Finding]:
     model.head.grow(3, torch.Generator().manual_seed(0))
     old = model.head.weight.detach().clone()
     model.head.grow(5, torch.Generator().manual_seed(1))
@@ -233,5 +259,3 @@ def _model(entry: Entry) -> Iterator[Finding]:
     output.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     yield not still, "gradients reach every parameter", ", ".join(still)
-    names = [part.name for part in anatomy(model)]
-    yield names == [n for n, _ in model.named_parameters()], "anatomy is a total partition", ""
