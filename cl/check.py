@@ -15,7 +15,7 @@ import torch
 
 import cl
 from cl.config import REQUIRED
-from cl.errors import ClError
+from cl.errors import BadValue, ClError
 from cl.folder import comparable
 from cl.models import build
 from cl.models.anatomy import anatomy
@@ -24,6 +24,7 @@ from cl.runner import build_strategy, check_contract, resume
 from cl.state import check_state
 from cl.strategy import CLAIMS, HOOKS, Strategy
 from cl.stream import Stream
+from cl.text import TextStream
 
 Finding = tuple[bool, str, str]
 STREAM = "split_digits"
@@ -165,6 +166,9 @@ def _stream(entry: Entry) -> Iterator[Finding]:
         other = make(**{**settings, "seed": 1})
         yield other.content_hash() != stream.content_hash(), "another seed, another content", ""
     yield from _separate(stream)
+    if isinstance(stream, TextStream):
+        yield from _text(stream)
+        return
     for e in stream.evals:
         labels = set(e.test.column("y").tolist())
         if labels != set(e.classes):
@@ -176,6 +180,21 @@ def _stream(entry: Entry) -> Iterator[Finding]:
         "inputs have the promised shape",
         f"{list(x.shape[1:])}",
     )
+
+
+def _text(stream: TextStream) -> Iterator[Finding]:
+    """Gold responses have the form of an answer and are right, odd ones can be scored too."""
+    gold = {k: item.responses[0] for k, item in enumerate(stream.items) if item.responses}
+    rewards = stream.rewards(list(gold), list(gold.values()))
+    wrong = [stream.items[k].prompt for k, r in zip(gold, rewards, strict=True) if r != 1]
+    wrong += [stream.items[k].prompt for k in gold if not stream.is_well_formed(k, gold[k])]
+    yield not wrong, "verifiers take every gold response", "; ".join(map(repr, wrong[:3]))
+    first = {item.task: k for k, item in reversed(list(enumerate(stream.items)))}
+    for odd in ("", " ", "\n\t", "0" * 5000, "\u0663", "\ud800", "#### "):
+        rewards = stream.rewards(list(first.values()), [odd] * len(first))
+        failed = [task for task, r in zip(first, rewards, strict=True) if r is None]
+        if failed:
+            yield False, "verifiers take any text", f"{', '.join(failed)}: {odd[:20]!r}"
 
 
 def _separate(stream: Stream) -> Iterator[Finding]:
@@ -200,7 +219,33 @@ def _model(entry: Entry) -> Iterator[Finding]:
         n: list(p.default) if isinstance(p.default, tuple) else p.default
         for n, p in entry.params().items()
     }
-    model = build(entry.name, (3, 32, 32), settings)
+    try:
+        model = build(entry.name, (3, 32, 32), settings)
+    except BadValue:  # it does not take images
+        model = build(entry.name, (), settings)
+    if hasattr(model, "tokenizer"):
+        yield from _language_model(model)
+    else:
+        yield from _classifier(model)
+    names = [part.name for part in anatomy(model)]
+    yield names == [n for n, _ in model.named_parameters()], "anatomy is a total partition", ""
+
+
+def _language_model(model) -> Iterator[Finding]:
+    ids = torch.tensor([model.tokenizer.prompt_ids("ab"), model.tokenizer.prompt_ids("ba")])
+    output = model(ids, torch.ones_like(ids))
+    fits = output.shape[:2] == ids.shape and output.shape[2] >= model.tokenizer.vocab_size
+    yield fits, "maps ids [B, L] to [B, L, vocabulary]", f"{list(output.shape)}"
+    later = ids.clone()
+    later[:, -1] = ids[:, 0]
+    same = torch.allclose(model(later, torch.ones_like(ids))[:, :-1], output[:, :-1], atol=1e-5)
+    yield same, "later tokens do not change earlier answers", ""
+    output.square().sum().backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    yield not still, "gradients reach every parameter", ", ".join(still)
+
+
+def _classifier(model) -> Iterator[Finding]:
     model.head.grow(3, torch.Generator().manual_seed(0))
     old = model.head.weight.detach().clone()
     model.head.grow(5, torch.Generator().manual_seed(1))
@@ -214,5 +259,3 @@ def _model(entry: Entry) -> Iterator[Finding]:
     output.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     yield not still, "gradients reach every parameter", ", ".join(still)
-    names = [part.name for part in anatomy(model)]
-    yield names == [n for n, _ in model.named_parameters()], "anatomy is a total partition", ""

@@ -107,6 +107,20 @@ def reproduce_command(
         sys.exit(stop_code(stop))
 
 
+@cl.command(name="pretrain")
+@click.argument("arguments", nargs=-1, metavar="NAME [key=value ...]")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def pretrain_command(arguments: tuple[str, ...], debug: bool) -> None:
+    """Make a shipped model's weights again: cl pretrain tiny.
+
+    Keys: updates, batch_size, lr, threads, seed, and out=FILE.safetensors for weights of your own;
+    without it the installed ones are replaced.
+    """
+    from cl.pretrain import from_arguments
+
+    from_arguments(*split_arguments(list(arguments)))
+
+
 @cl.command(name="list")
 @click.argument("kind", required=False, metavar="[" + "|".join([*ROOMS, "recipes"]) + "]")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

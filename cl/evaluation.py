@@ -46,20 +46,20 @@ class InferenceBatch:
 class Scores:
     """One evaluation; None where undefined, the reason under the eval's position.
 
-    test, val, within: [J] shares of right answers.
+    test, val, within: [J] shares of right answers; counts: {what: [J] answers} besides.
     """
 
     test: list[float | None]
     val: list[float | None]
     within: list[float | None]
     undefined: dict[int, str]
-    one_class: set[int] = field(default_factory=set)
+    no_within: dict[int, str] = field(default_factory=dict)
+    counts: dict[str, list[int | None]] = field(default_factory=dict)
 
     @property
     def within_undefined(self) -> dict[int, str]:
-        """Reasons for `within`: among its own classes, an eval of one class has no choice."""
-        alone = dict.fromkeys(self.one_class, "one class: there is nothing to choose within it")
-        return alone | self.undefined
+        """Reasons for `within`."""
+        return self.no_within | self.undefined
 
 
 class Evaluator:
@@ -95,7 +95,7 @@ class Evaluator:
         seen = loop.seen_classes
         index = loop.experience.index if loop.experience is not None else -1
         for j, e in enumerate(loop.stream.evals):
-            if max(e.classes) >= seen:
+            if max(e.classes, default=-1) >= seen:
                 undefined[j] = "its classes have not been seen: the head has no column for them"
             elif kind == "untrained" and loop.claimed("predict"):
                 undefined[j] = "nothing has been learned: prediction does not use the model"
@@ -249,7 +249,7 @@ class Evaluator:
                 if len(self.loop.stream.evals[j].classes) > 1:
                     scores.within[j] = share[1]
                 else:
-                    scores.one_class.add(j)
+                    scores.no_within[j] = "one class: there is nothing to choose within it"
 
 
 @dataclass

@@ -83,6 +83,7 @@ class Loop(Toolbox):
         self.dataloader = None
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
         self.mb_share, self.mb_part = 1.0, (0, 1)  # of the batch; (which, of how many)
+        self.batch_index: Tensor | None = None  # rows of the whole update, int64 [B]
         self.no_score: str | None = None
         self._loss: Tensor | None = None
         self._stop = self._loss_open = False
@@ -95,9 +96,12 @@ class Loop(Toolbox):
         self.probes = {}
         self.objective = self._claimed("objective", objective, self)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
-        self._evaluator = Evaluator(self)
+        own = getattr(self.objective, "evaluator", Evaluator)
+        self._evaluator = own(self)
         self._watch = LossWatch(self)
         self.prequential = Prequential(self)
+        if hasattr(self.objective, "check"):
+            self.objective.check(self)
         for strategy in strategies:
             strategy.check(self)
 
@@ -293,7 +297,7 @@ class Loop(Toolbox):
 
     def _fetch(self, k: int, parts: Sequence[Tensor], batch: Tensor) -> None:
         """Put micro-batch k of `batch` on the loop."""
-        part = parts[k]
+        part, self.batch_index = parts[k], batch
         self.mb_index, self.mb_share = part, part.shape[0] / batch.shape[0]
         self.mb_part = k, len(parts)
         self.objective.load(self, self.adapted_dataset.rows(part))

@@ -47,6 +47,7 @@ class Recorder:
         self.document = Document()
         self.rows: dict[str, list] = {"R": [], "V": [], "R_within": []}
         self.b: list = [None] * len(stream.evals)
+        self.counts: dict[str, list] = {}  # answers that were not just wrong: [[J] per experience]
         self.undefined: dict[str, str] = {}
         self.summary: tuple[dict, dict[str, str]] | None = None  # as of the last results
         self.steps: list[tuple[int, np.ndarray, int]] = []
@@ -107,6 +108,8 @@ class Recorder:
         for name, column in COLUMNS.items():
             self.rows[name].append(line[column])
         self.R.append(self.steps[-1][1])
+        for name, row in line["counts"].items():
+            self.counts.setdefault(name, []).append(row)
         for name, values in line["probes"].items():
             self.probes[name].append(values)
 
@@ -172,7 +175,7 @@ class Recorder:
             "R": self.rows["R"],
             "V": self.rows["V"] if self.has_val else None,
             "R_within": self.rows["R_within"],
-            "raw": None,
+            "raw": self.counts or None,
             "prequential": loop.prequential.windows if stream.online else None,
             "metrics": summary,
             "undefined": undefined,
@@ -192,7 +195,7 @@ class Recorder:
             "V": None if self.has_val else "stream.val=0: no validation data",
             "prequential": None if stream.online else "the stream is not online",
             "expected": None if recipe.expect else "no recipe of a published result",
-            "raw": f"{stream.score} is recorded as it is",
+            "raw": None if self.counts else f"{stream.score} is recorded as it is",
             "selection": None if recipe.selection else "no setting was chosen by a search",
         }
         return {name: reason for name, reason in reasons.items() if reason is not None}
@@ -257,7 +260,7 @@ class Recorder:
             "experience": index,
             "updates": loop.clock.train_iterations,
             "samples": loop.samples_seen,
-            **{column: getattr(scores, column) for column in COLUMNS.values()},
+            **{column: getattr(scores, column) for column in (*COLUMNS.values(), "counts")},
             "undefined": undefined,
         }
 

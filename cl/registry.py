@@ -32,10 +32,15 @@ ROOMS = {
 }
 # `prefix:REST` names something of a library; the target is called with REST before its keywords
 PREFIXES = {
-    "models": {"timm": "cl.models._libraries:timm", "torchvision": "cl.models._libraries:vision"},
+    "models": {
+        "timm": "cl.models._libraries:timm",
+        "torchvision": "cl.models._libraries:vision",
+        "hf": "cl.models._hf:hf",
+    },
     "streams": {"torchvision": "streams._torchvision:data_set", "avalanche": "cl.avalanche:stream"},
     "strategies": {"avalanche": "cl.avalanche:strategy"},
 }
+FOLDERS = ("hf",)  # prefixes whose REST may be a folder
 # modules that know a library's names from its source, without importing it
 READERS = {"avalanche": "cl.avalanche_source"}
 SINGULAR = {kind: kind[:-1] if kind != "strategies" else "strategy" for kind in ROOMS}
@@ -247,6 +252,8 @@ def _find_prefixed(kind: str, prefix: str, rest: str) -> Entry:
         reader = importlib.import_module(READERS[prefix])
         reader.check(kind, rest)
         path = reader.path(kind, rest)
+    if prefix in FOLDERS and Path(rest).expanduser().is_dir():
+        rest = str(Path(rest).expanduser().absolute())  # a recipe can be run from anywhere
     slug = re.sub(r"[^a-z0-9]+", "_", snake(rest)).strip("_")
     return Entry(kind, f"{prefix}:{rest}", slug, module, attr, path, rest)
 

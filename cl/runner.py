@@ -21,7 +21,7 @@ from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
 from cl.recipe import Recipe, defaults_of, hparams, resolve
 from cl.record import Recorder
-from cl.registry import Entry, find, name_of
+from cl.registry import Entry, name_of
 from cl.request import Request
 from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals
@@ -126,7 +126,7 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     if model is None:
         _check_start(recipe)
         model = _build_model(recipe, stream)
-    objective = find("objectives", objectives.DEFAULTS[stream.domain]).load()()
+    objective = objectives.imitation(stream.domain)
     loop = _loop_class(strategies)(
         stream=stream.to(device),
         strategies=strategies,
@@ -158,6 +158,12 @@ def _build_model(recipe: Recipe, stream: Stream) -> nn.Module:
     try:
         start = recipe.start or None
         return build(recipe.model, stream.input_shape, recipe.model_settings, start=start)
+    except ValueError as error:
+        if stream.input_shape:
+            raise
+        raise BadValue(  # a builder of image models has looked for channels, height and width
+            f"model {recipe.model} is no language model, which {stream.name} needs: tiny, hf:PATH"
+        ) from error
     except (RuntimeError, MemoryError) as error:  # torch says so when memory is asked for in vain
         reason = str(error).strip().partition("\n")[0]
         raise BadValue(

@@ -15,7 +15,7 @@ that moves a class's first appearance also renames it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -59,6 +59,14 @@ NEEDED = {
 
 def _check(stream: Stream, keys: Scenario) -> None:
     plain = Scenario()
+    classless = [e.name for e in stream.experiences if not e.classes]
+    for field in fields(Scenario) if classless else ():
+        fine = field.name in ("cycles", "cycle_data")
+        if not fine and getattr(keys, field.name) != getattr(plain, field.name):
+            raise BadValue(
+                f"stream.{field.name} acts on classes, {stream.name} has none; "
+                "of the scenario operators it takes cycles and cycle_data"
+            )
     for key, switch in NEEDED.items():
         idle = getattr(keys, switch) == getattr(plain, switch)
         if idle and getattr(keys, key) != getattr(plain, key):
@@ -157,14 +165,14 @@ def cycles(stream: Stream, n: int, data: str, seed: int) -> Stream:
 
 def _part(stream: Stream, e: Experience, visit: int, n: int, seed: int) -> Table:
     y, kept = e.train.column("y").cpu(), []
-    for c in e.classes:
-        rows = (y == c).nonzero()[:, 0]
+    groups = {stream.class_names[c]: (y == c).nonzero()[:, 0] for c in e.classes}
+    for name, rows in (groups or {e.name: torch.arange(len(y))}).items():
         if len(rows) < n:
             raise DataError(
-                f"stream.cycles={n} with cycle_data=parts: class {stream.class_names[c]!r} has "
-                f"{len(rows)} training rows; use cycle_data=same"
+                f"stream.cycles={n} with cycle_data=parts: {'class' if groups else 'task'} "
+                f"{name!r} has {len(rows)} training rows; use cycle_data=same"
             )
-        rng = generator(seed, f"cycles/{e.index}/{stream.class_names[c]}")
+        rng = generator(seed, f"cycles/{e.index}/{name}")
         kept.append(rows[torch.randperm(len(rows), generator=rng)][visit::n])
     return e.train.select(torch.cat(kept).sort().values)
 

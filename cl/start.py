@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from cl.config import Param, parse_all, show
 from cl.errors import BadValue, DataError
-from cl.registry import find
+from cl.registry import Entry, find
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from cl.models import Classifier
+    from cl.models.language import LanguageModel
     from cl.request import Request
     from cl.stream import Stream
 
@@ -32,6 +33,12 @@ PARAMS = {  # of every model, beside its own
     ),
 }
 DRAWN = {"pretrained": False, "weights": None}  # a library's model without trained weights
+
+
+def drawn(entry: Entry) -> dict[str, Any]:
+    """The settings of a model that keep its builder from loading trained weights."""
+    names = DRAWN if entry.rest is not None else ("pretrained",)
+    return {name: DRAWN[name] for name in names if name in entry.params()}
 
 
 def adopted(request: Request, stream: Stream) -> Request:
@@ -58,21 +65,28 @@ def adopted(request: Request, stream: Stream) -> Request:
             f"model.from={folder} takes inputs {shape}, stream {stream.name} has "
             f"{list(stream.input_shape)}"
         )
-    width, first = len(weights["head.bias"]), stream.seen_classes(0)
-    if request.start.get("keep_head") and width > first:
-        raise BadValue(
-            f"model.keep_head=true: the head in {folder} has {width} classes, experience 0 of "
-            f"{stream.name} brings {first}"
-        )
+    if request.start.get("keep_head"):
+        _check_head(folder, architecture, weights, stream)
     top = {**request.top, "model": name}
     settings = _settings(request, architecture)
     return replace(request, top=top, given={**request.given, "model": settings})
 
 
+def _check_head(folder: str, architecture: dict, weights: dict, stream: Stream) -> None:
+    if "n_classes" not in architecture:
+        raise BadValue(f"model.keep_head=true: the language model in {folder} has no head to keep")
+    width, first = len(weights["head.bias"]), stream.seen_classes(0)
+    if width > first:
+        raise BadValue(
+            f"model.keep_head=true: the head in {folder} has {width} classes, experience 0 of "
+            f"{stream.name} brings {first}"
+        )
+
+
 def _settings(request: Request, architecture: dict) -> dict[str, Any]:
     """The run's model settings. Raises BadValue if others were given."""
     entry = find("models", architecture["name"])
-    settings = architecture["kwargs"] | (DRAWN if entry.rest is not None else {})
+    settings = architecture["kwargs"] | drawn(entry)
     given = parse_all("model.", request.given["model"], entry.params(), f"model {entry.name}")
     for key, value in given.items():
         if value != settings.get(key):
@@ -90,13 +104,14 @@ def is_trained(model_settings: dict[str, Any], start: dict[str, Any]) -> bool:
     return start.get("from") is not None or any(model_settings.get(key) for key in keys)
 
 
-def take(model: Classifier, start: dict[str, Any]) -> None:
-    """Load the backbone, and the head if it is to be kept, of the run in `start`."""
+def take(model: Classifier | LanguageModel, start: dict[str, Any]) -> None:
+    """Load the backbone, and the head if it is to be kept, or the language model of that run."""
     architecture, weights = last_model(Path(start["from"]), "model.from: ")
-    prefix = "backbone."
-    backbone = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    part = getattr(model, "backbone", model)
+    prefix = "" if part is model else "backbone."
+    own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
     try:
-        model.backbone.load_state_dict(backbone)
+        part.load_state_dict(own)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(

@@ -70,14 +70,14 @@ def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict, lea
     for index in range(learned):
         loop.grow_to(loop.stream.seen_classes(index))
     own = getattr(loop.model, "architecture", None)
-    if architecture and own and own["n_classes"] < architecture["n_classes"]:
+    if architecture and own and own.get("n_classes", 0) < architecture.get("n_classes", 0):
         loop.grow_to(architecture["n_classes"])  # a strategy made the head wider than classes seen
     if _without_switch(architecture) != _without_switch(getattr(loop.model, "architecture", None)):
         raise RunError(
             "the checkpoint's model is another one than this run starts with: a strategy "
             "has replaced it, so the run can't be resumed; run it again"
         )
-    if architecture:
+    if architecture and "normalize" in architecture:
         loop.model.normalize = architecture["normalize"]
     try:
         loop.model.load_state_dict(weights)

@@ -111,7 +111,7 @@ class Stream:
 
     @cached_property
     def _widths(self) -> list[int]:
-        return list(accumulate((1 + max(e.classes) for e in self.experiences), max))
+        return list(accumulate((1 + max(e.classes, default=-1) for e in self.experiences), max))
 
     @cached_property
     def task_mask(self) -> Tensor:

@@ -2,7 +2,8 @@
 
 A builder is a function `name(input_shape, *, ...)` that returns a backbone: a module mapping
 [B, *input_shape] to features [B, D] with an attribute `n_features` = D and, best of all, its
-repeated units in a ModuleList called `layers` (read by `cl/models/anatomy.py`).
+repeated units in a ModuleList called `layers` (read by `cl/models/anatomy.py`). A builder of a
+language model returns it whole (`cl/models/language.py`): it has no head of classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl.errors import BadValue, ShapeMismatch
+from cl.models.language import LanguageModel
 
 
 class GrowingHead(nn.Module):
@@ -96,28 +98,31 @@ def build(
     *,
     start: dict | None = None,
     trained: bool = True,
-) -> Classifier:
+) -> Classifier | LanguageModel:
     """The registered model `name` for inputs of one shape, with a head of no class yet.
 
     start: the run whose weights it begins with (`cl/start.py`); trained: whether those, and the
     ones that `kwargs` may ask a library for, are loaded.
     """
     from cl.registry import find
-    from cl.start import DRAWN, take
+    from cl.start import drawn, take
 
     entry = find("models", name)
-    given = kwargs if trained or entry.rest is None else {**kwargs, **DRAWN}
-    backbone = entry.load()(tuple(input_shape), **given)
-    # channels-last kernels are 1.3 to 2 times as fast on CPUs and the fast ones for bf16 on GPUs
-    backbone = backbone.to(memory_format=torch.channels_last)
+    given = kwargs if trained else {**kwargs, **drawn(entry)}
+    made = entry.load()(tuple(input_shape), **given)
     architecture = {"name": name, "input_shape": list(input_shape), "kwargs": kwargs}
-    model = Classifier(backbone, architecture | ({"start": start} if start else {}))
+    architecture |= {"start": start} if start else {}
+    if isinstance(made, LanguageModel):
+        model, made.architecture = made, architecture
+    else:
+        # channels-last kernels: 1.3 to 2 times as fast on CPUs, the fast ones for bf16 on GPUs
+        model = Classifier(made.to(memory_format=torch.channels_last), architecture)
     if start and trained:
         take(model, start)
     return model
 
 
-def rebuild(architecture: dict, *, trained: bool = False) -> Classifier:
+def rebuild(architecture: dict, *, trained: bool = False) -> Classifier | LanguageModel:
     """A model as `architecture` describes it; its weights are still to be loaded.
 
     trained: with the weights that its run started from, where that was a trained model.
@@ -125,16 +130,20 @@ def rebuild(architecture: dict, *, trained: bool = False) -> Classifier:
     name, shape = architecture["name"], tuple(architecture["input_shape"])
     start = architecture.get("start")
     model = build(name, shape, architecture["kwargs"], start=start, trained=trained)
-    model.head.grow(architecture["n_classes"])
-    model.normalize = architecture["normalize"]
+    if isinstance(model, Classifier):
+        model.head.grow(architecture["n_classes"])
+        model.normalize = architecture["normalize"]
     return model
 
 
 def grow(model: nn.Module, n_classes: int, generator: torch.Generator | None = None) -> None:
     """Make `model` answer for `n_classes`; a model with a fixed head must be wide enough.
 
-    Raises BadValue if the fixed head is too narrow.
+    A language model answers in tokens, so it stays as it is. Raises BadValue if the fixed head is
+    too narrow.
     """
+    if isinstance(model, LanguageModel):
+        return
     head = getattr(model, "head", None)
     if isinstance(head, GrowingHead):
         head.grow(n_classes, generator)

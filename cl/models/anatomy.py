@@ -204,12 +204,22 @@ def _heads(model: nn.Module, modules: dict[str, nn.Module]) -> set[str]:
     """Paths of what answers: `head` of a Classifier, else the last layer of what is named so."""
     if "backbone" in modules and "head" in modules:
         return {path for path in modules if path == "head" or path.startswith("head.")}
-    last = {}
+    last, wrapper = {}, _wrapper(model)
     for path, module in modules.items():
-        first = path.partition(".")[0]
+        first = path.removeprefix(wrapper).partition(".")[0]
         if _HEAD.match(first) and isinstance(module, (nn.Linear, nn.Conv2d)):
             last[first] = path
     return set(last.values())
+
+
+def _wrapper(model: nn.Module) -> str:
+    """`NAME.` of the only child of a module without parameters of its own, else the empty string.
+
+    So is a language model held beside its tokenizer (`cl/models/language.py`).
+    """
+    children = [name for name, _ in model.named_children()]
+    own = any(True for _ in model.parameters(False))
+    return f"{children[0]}." if len(children) == 1 and not own else ""
 
 
 def _patches(modules: dict[str, nn.Module]) -> str | None:

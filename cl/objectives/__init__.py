@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from cl.data import Batches, Table
+from cl.registry import find
 
 if TYPE_CHECKING:
     from cl.loop import Loop
 
-DEFAULTS = {"vision": "cross_entropy"}
+DEFAULTS = {"vision": "cross_entropy", "llm": "token_cross_entropy"}
+
+
+def imitation(domain: str, **options) -> Objective:
+    """The domain's objective for learning from gold answers; options are its constructor's."""
+    return find("objectives", DEFAULTS[domain]).load()(**options)
 
 
 class Objective(Protocol):
