@@ -50,7 +50,7 @@ class Pretraining:
         seed        of weights and corpus
     """
 
-    updates: Annotated[int, Range(min=1)] = 3000
+    updates: Annotated[int, Range(min=1)] = 2400
     batch_size: Annotated[int, Range(min=1)] = 64
     lr: Annotated[float, Range(above=0)] = 2e-3
     threads: Annotated[int, Range(min=1)] = 2
