@@ -151,6 +151,10 @@ class Loop(Toolbox):
         self._loss = self._loss + value
         self._watch.term(name, value)
 
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Show a number as `train/<name>`, averaged between two looks at the losses."""
+        self._watch.log(name, value)
+
     def skip_score(self, reason: str) -> None:
         """Leave the current experience's row of scores undefined, with a reason."""
         self.no_score = reason

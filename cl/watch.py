@@ -23,6 +23,7 @@ class LossWatch:
         self.losses: list[Tensor] = []
         self.terms: dict[str, list[Tensor]] = {}
         self.parts: list[Tensor] = []  # of the micro-batches of one update
+        self.logged: dict[str, list[Tensor | float]] = {}
 
     def term(self, name: str, value: Tensor) -> None:
         value = value.detach()
@@ -37,6 +38,11 @@ class LossWatch:
             self.losses.append(loss)
         else:
             self.parts.append(loss * share)
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        self.logged.setdefault(name, []).append(
+            value.detach().float() if isinstance(value, Tensor) else value
+        )
 
     def step(self) -> None:
         if self.parts:
@@ -62,7 +68,9 @@ class LossWatch:
                 if abs(other) > 1e-6 * max(1.0, abs(means["running_loss"])):
                     named["other"] = other
                 means |= {f"loss_{name}": value for name, value in named.items()}
-            self.losses, self.terms = [], {}
+            for name, values in self.logged.items():
+                means[name] = sum(map(float, values)) / len(values)
+            self.losses, self.terms, self.logged = [], {}, {}
             if loop.observer is not None:
                 loop.observer.losses(loop, means)
         if weights:
