@@ -56,7 +56,7 @@ def hf(
     download: bool = False,
     template: bool = True,
     pad: str | None = None,
-) -> nn.Module:
+) -> LanguageModel:
     """A causal LM of transformers."""
     shown = f"hf:{name}"
     text_only(shown, input_shape)
