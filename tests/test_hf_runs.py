@@ -29,6 +29,12 @@ def verify(prompts, completions, answer):
 """
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Most of a small run's time is drawing its last figures."""
+    monkeypatch.setattr("cl.board.Board._final", lambda *args: None)
+
+
 def tasks(folder, n_tasks=2, n=8, words=("ab", "cde")):
     """A folder of tasks: a word, or something like it, backwards."""
     for k in range(n_tasks):

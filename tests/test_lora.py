@@ -38,6 +38,12 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Most of a small run's time is drawing its last figures."""
+    monkeypatch.setattr("cl.board.Board._final", lambda *args: None)
+
+
 def tiny(**settings):
     seed_globals(0)
     return build("tiny", (), {"pretrained": False, **settings})
