@@ -51,8 +51,8 @@ from streams._text import Part, text_stream
 from streams.skills import skills
 
 SEED, LR = 0, 1e-4
-ROWS, BATCH, EPOCHS = 1024, 64, 3
-GROUP, ANSWER, STEPS = 8, 16, 12
+ROWS, BATCHES, EPOCHS = 1024, (16, 64), 2
+ANSWERS, GROUP, ANSWER, STEPS = 64, 8, 16, 12
 OURS, BARE = "cl", "bare PyTorch"
 TRL = {"TRL, lean": True, "TRL, its defaults": False}
 Timed = Callable[[], tuple[float, float]]  # says when its training began
@@ -91,7 +91,7 @@ def initial_model(endless: bool) -> LanguageModel:
 
 def our_loop(stream: TextStream, model: nn.Module, strategy, **train) -> Loop:
     """cl's Loop with one strategy and no observer."""
-    settings = {"batch_size": BATCH, "optimizer": "adamw", "lr": LR, "weight_decay": 0.0}
+    settings = {"optimizer": "adamw", "lr": LR, "weight_decay": 0.0}
     return Loop(
         stream=stream,
         strategies=[strategy],
@@ -107,7 +107,7 @@ def our_loop(stream: TextStream, model: nn.Module, strategy, **train) -> Loop:
 # -- SFT -------------------------------------------------------------------------------------------
 
 
-def sft_contestants(stream: TextStream) -> tuple[dict[str, Callable], int, dict]:
+def sft_contestants(stream: TextStream, batch: int) -> tuple[dict[str, Callable], int, dict]:
     """What makes each contestant ready, tokens that one run learns from, and models that ended."""
     initial, ended = initial_model(endless=False), {}
     x, y = encoded(stream.items[:ROWS], initial.tokenizer, "response")
@@ -117,17 +117,17 @@ def sft_contestants(stream: TextStream) -> tuple[dict[str, Callable], int, dict]
         return ended[name]
 
     def ours() -> Callable:
-        loop = our_loop(stream, copied(OURS), SFT(), epochs=EPOCHS)
+        loop = our_loop(stream, copied(OURS), SFT(), batch_size=batch, epochs=EPOCHS)
         loop.objective.load(loop, stream.experiences[0].train.rows(torch.arange(1)))  # tokenises
         return loop.run
 
-    makers = {BARE: lambda: bare_sft(copied(BARE), x, y), OURS: ours}
+    makers = {BARE: lambda: bare_sft(copied(BARE), x, y, batch), OURS: ours}
     for name, lean in TRL.items() if has_trl() else ():
-        makers[name] = lambda name=name, lean=lean: trl_sft(copied(name), x, y, lean)
+        makers[name] = lambda name=name, lean=lean: trl_sft(copied(name), x, y, batch, lean)
     return makers, EPOCHS * int((x != NOTHING).sum()), ended
 
 
-def bare_sft(model: LanguageModel, x: Tensor, y: Tensor) -> Callable[[], None]:
+def bare_sft(model: LanguageModel, x: Tensor, y: Tensor, batch: int) -> Callable[[], None]:
     """Draw, cut empty columns, forward, cross-entropy, backward, step; batches are cl's own."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=0.0)
@@ -135,7 +135,7 @@ def bare_sft(model: LanguageModel, x: Tensor, y: Tensor) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(EPOCHS):
-            for index in torch.randperm(len(x), generator=rng).split(BATCH):
+            for index in torch.randperm(len(x), generator=rng).split(batch):
                 ids, labels = x[index], y[index]
                 used = (ids != NOTHING).any(0).nonzero()[:, 0]
                 ids = ids[:, used[0] : used[-1] + 1]
@@ -155,7 +155,7 @@ def bare_sft(model: LanguageModel, x: Tensor, y: Tensor) -> Callable[[], None]:
     return run
 
 
-def trl_sft(model: LanguageModel, x: Tensor, y: Tensor, lean: bool) -> Timed:
+def trl_sft(model: LanguageModel, x: Tensor, y: Tensor, batch: int, lean: bool) -> Timed:
     """TRL's trainer on rows without padding, which it pads itself."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -166,7 +166,7 @@ def trl_sft(model: LanguageModel, x: Tensor, y: Tensor, lean: bool) -> Timed:
         rows["input_ids"].append(ids[here].tolist())
         rows["labels"].append(labels[here].tolist())
     settings = SFTConfig(
-        **common_settings(lean), num_train_epochs=EPOCHS, max_length=None, packing=False
+        **common_settings(batch, lean), num_train_epochs=EPOCHS, max_length=None, packing=False
     )
     trainer = SFTTrainer(
         model=model.lm,
@@ -188,7 +188,8 @@ def rft_contestants(stream: TextStream) -> dict[str, Callable]:
     def ours() -> Callable:
         choices = {"advantage": "grpo", "beta": 0.0, "reference": "none", "unfinished": "score"}
         strategy = made(group=GROUP, min_pass=0.0, **choices)
-        return our_loop(stream, copy.deepcopy(initial), strategy, updates=STEPS, epochs=9).run
+        train = {"batch_size": ANSWERS, "updates": STEPS, "epochs": 9}
+        return our_loop(stream, copy.deepcopy(initial), strategy, **train).run
 
     makers = {OURS: ours}
     for name, lean in TRL.items() if has_trl() else ():
@@ -202,7 +203,7 @@ def trl_grpo(model: LanguageModel, stream: TextStream, lean: bool) -> Timed:
     from trl import GRPOConfig, GRPOTrainer
 
     settings = GRPOConfig(
-        **common_settings(lean),
+        **common_settings(ANSWERS, lean),
         max_steps=STEPS,
         num_generations=GROUP,
         max_completion_length=ANSWER,
@@ -231,11 +232,11 @@ def has_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def common_settings(lean: bool) -> dict:
+def common_settings(batch: int, lean: bool) -> dict:
     """Settings of both trainers: the same updates for all, and `lean`: nothing but training."""
     same = {
         "output_dir": tempfile.gettempdir(),
-        "per_device_train_batch_size": BATCH,
+        "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": 1,
         "learning_rate": LR,
         "optim": "adamw_torch",
@@ -376,14 +377,14 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     stream, lines = prompts_stream(), []
-    if args.part != "rft":
-        makers, tokens, ended = sft_contestants(stream)
+    for batch in BATCHES if args.part != "rft" else ():
+        makers, tokens, ended = sft_contestants(stream, batch)
         times = interleave(makers, args.rounds, args.threads)
         require_same_training(ended, initial_model(endless=False))
-        lines += lines_of(times, f"SFT, batch {BATCH}", lambda s: tokens / s, "tokens/s")
+        lines += lines_of(times, f"SFT, batch {batch}", lambda s, n=tokens: n / s, "tokens/s")
     if args.part != "sft" and "rft" in entries("strategies"):
         times = interleave(rft_contestants(stream), args.rounds, args.threads)
-        case = f"RFT, {BATCH} answers of {ANSWER} tokens"
+        case = f"RFT, {ANSWERS} answers of {ANSWER} tokens"
         lines += lines_of(times, case, lambda s: 1e3 * s / STEPS, "ms/update")
     text = f"{table(lines)}\n\n({about(args)})"
     print(text)
