@@ -70,6 +70,8 @@ class Board:
         for name, value in results["cost"].items():
             last = value[-1] if isinstance(value, list) else value
             self._scalar(f"cost/{name}", last, update)
+        for name, row in results["reported"].items():
+            self._scalar(f"strategy/{name}", row[-1], update)
         for probe, rows in results["probes"].items():
             self._probe(probe, getattr(loop.attach(probe), "figure", None), rows[-1], update)
         if results["status"] == "finished":

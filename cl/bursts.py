@@ -192,7 +192,7 @@ class _Burst:
         z = rows.pop("logits", None)
         loop.objective.load(loop, rows)
         loop.samples_seen += len(index)
-        with loop._autocast():
+        with loop.autocast():
             loop.mb_output = loop.objective.forward(loop)
             loss = loop.objective.loss(loop)
         if owner.lam:

@@ -357,7 +357,7 @@ def _planned(loop: Loop) -> list[int]:
     """Updates per experience if every experience is trained on its own data."""
     train, planned = loop.train, []
     for e in loop.stream.experiences:
-        n = train.epochs * -(-len(e.train) // train.batch_size)
+        n = train.epochs * len(loop.objective.batches(loop, e.train))
         planned.append(min(n, train.updates or n))
     return planned
 

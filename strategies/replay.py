@@ -39,8 +39,19 @@ class Replay(Strategy):
         self.size, self.policy, self.batch_size = size, policy, batch_size
         self.drawn = None  # the stored rows of the running update
 
+    def before_rollout(self, loop):
+        """With rewards: stored prompts are answered anew, as many as new ones."""
+        buffer, new = loop.buffer("replay", self.size, self.policy), dict(loop.rollouts.rows)
+        if len(buffer):
+            n = self.batch_size or loop.rollouts.n_prompts
+            loop.rollouts.add_prompts(buffer.draw(n, loop.rng("replay")))
+        if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
+            self._store(loop, new)
+
     def before_training_iteration(self, loop):
         """Draw the update's stored rows."""
+        if loop.rollouts is not None:
+            return
         buffer = loop.buffer("replay", self.size, self.policy)
         n = self.batch_size or loop.train_mb_size
         self.drawn = buffer.draw(n, loop.rng("replay")) if len(buffer) else None
@@ -54,6 +65,8 @@ class Replay(Strategy):
     def after_training_iteration(self, loop):
         """Reservoir: offer each row once, in the first epoch."""
         self.drawn = None
+        if loop.rollouts is not None:
+            return
         if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
             self._store(loop, loop.adapted_dataset.rows(loop.mb_index))
 
