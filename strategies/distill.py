@@ -60,9 +60,10 @@ class Distill(Strategy):
         if self.old is None:
             return
         text = loop.stream.domain == "llm"
-        with torch.no_grad(), loop._autocast():
-            old = answers(self.old, loop.mb_x, loop.mb_output.shape[1]) if text else None
-            old = self.old(loop.mb_x) if old is None else old
+        bf16 = loop.train.precision == "bf16"
+        with torch.no_grad(), torch.autocast(loop.device.type, torch.bfloat16, enabled=bf16):
+            width = loop.mb_output.shape[1]
+            old = answers(self.old, loop.mb_x, width) if text else self.old(loop.mb_x)
         pair = (
             at_tokens(old, loop.mb_output, loop.mb_y)
             if text

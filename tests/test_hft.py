@@ -184,6 +184,9 @@ def test_frozen_tensors_do_not_move_not_even_by_decay_or_momentum(optimizer):
         share = sum(sizes[name] for name in frozen) / sum(sizes.values())
         assert hft.shares[k] == pytest.approx(share) and 0 < share < 1
     assert all(p.requires_grad for p in loop.model.parameters())
+    loop.prepare_optimizer()  # as the next experience does: all are back, in the model's order
+    (group,) = loop.optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in loop.model.parameters()]
 
 
 def test_every_experience_draws_another_half():
