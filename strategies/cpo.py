@@ -11,7 +11,9 @@ Maths     after experience k, in every tensor: mark the `share` of elements with
 State     marked, reference: {name: bool and float tensor, parameter's shape}; during an experience
           also start, theta_{k-1}
 Needs     experience boundaries
-Defaults  the paper's: lam=100, share=0.1
+Defaults  the paper's: lam=100, share=0.1. The pull on an element is lam over the marked elements of
+          its tensor, whatever its distance: norms are held hard, large matrices softly, and with
+          SGD a held element swings by lr times that
 Departs   `sft+cpo` and `rft+cpo` instead of its own GSPO loss. What the source leaves open: an
           element that is marked twice is held at its latest value; k is the share rounded up, at
           least one; elements that did not move are not marked, so that a frozen tensor has no
