@@ -32,6 +32,12 @@ REQUIRES = {
     "architecture": "a name and settings it can be built again from",
 }
 
+DOMAINS = {
+    "vision": "inputs with labels",
+    "llm": "prompts with answers",
+    "rl": "environments",
+}
+
 # Claims. Defining one of these methods *is* the claim; two claimants are an error at start, so
 # the base class defines none of them.
 #   objective(loop) -> Objective           replaces batches, forward pass, loss and score
@@ -86,6 +92,8 @@ class Strategy:
     # of the scenario, keys of NEEDS; `__init__` may set fewer where settings decide
     needs: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()  # of the model, keys of REQUIRES
+    domains: ClassVar[tuple[str, ...]] = ()  # of streams, keys of DOMAINS; none: all
+    instead: ClassVar[dict[str, str]] = {}  # {domain: the strategy for this job there}
     loop_class: ClassVar[type | None] = None  # for a library's plug-ins: a loop of their own
 
     def stored_bytes(self, loop: Loop) -> int | None:

@@ -1,8 +1,9 @@
 """Text streams: items (a prompt, its gold responses, what the verifier needs) and verifiers.
 
-A text stream holds its items once; the tables of its experiences and evals hold their positions,
-as columns "x" and "y", so that buffers, splits and scenario operators work as on images. What
-tokens an item has is the model's business: text is tokenised when a run begins.
+A text stream holds its items once; the tables of its experiences and evals hold their positions
+as column "x" and the number of their task as "y", so that buffers, splits and scenario operators
+work as on images: a buffer with equal shares per class has them per task. What tokens an item has
+is the model's business: text is tokenised when a run begins.
 
 A verifier has TRL's signature, so that reward functions carry over:
 `f(prompts, completions, **columns) -> list[float | None]`; columns are the items' `meta`, each a

@@ -47,8 +47,9 @@ def text_stream(
 
     for part in (*taught, *held_out):
         indices.append([rows(part.train), rows(part.val), rows(part.test)])
-    position = torch.arange(len(items))
-    pool = {"x": position, "y": position}
+    number = {task: k for k, task in enumerate(dict.fromkeys(item.task for item in items))}
+    tasks = torch.tensor([number[item.task] for item in items])
+    pool = {"x": torch.arange(len(items)), "y": tasks}
     for k, (part, index) in enumerate(zip((*taught, *held_out), indices, strict=True)):
         train, val, test = (Table(pool, i) for i in index)
         val = val if part.val else None

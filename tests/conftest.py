@@ -116,3 +116,9 @@ def assert_same_weights(left, right):
     assert left.keys() == right.keys()
     differing = [name for name in left if not torch.equal(left[name], right[name])]
     assert not differing, f"weights differ: {differing}"
+
+
+def start_of_a_run():
+    """Weights that `tiny` starts from, drawn at random, in a run of seed 0."""
+    seed_globals(0)
+    return weights(build("tiny", (), {"pretrained": False}))

@@ -222,7 +222,7 @@ def test_the_stream_teaches_tasks_and_scores_skills_beside_them():
     assert [len(e.train) for e in stream.experiences] == [20] * 3
     assert {(len(ev.val), len(ev.test)) for ev in stream.evals} == {(5, 10)}
     for table, task in [(e.train, e.name[3:]) for e in stream.experiences]:
-        assert {stream.items[i].task for i in table.column("y").tolist()} == {task}
+        assert {stream.items[i].task for i in table.column("x").tolist()} == {task}
     assert set(stream.max_new_tokens.values()) == {MAX_ANSWER + 1}
 
 
@@ -628,4 +628,4 @@ def test_text_streams_are_found_by_name_and_described_without_importing_them(cap
 def test_text_streams_move_to_a_device_as_one_pool():
     stream = skills(**SMALL).to(torch.device("cpu"))
     pools = {id(e.train.columns["x"]) for e in stream.experiences}
-    assert len(pools | {id(ev.test.columns["y"]) for ev in stream.evals}) == 1
+    assert len(pools | {id(ev.test.columns["x"]) for ev in stream.evals}) == 1

@@ -194,7 +194,7 @@ def test_measuring_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     "arguments,said",
     [
-        (["skills", "fetril"], "features"),
+        (["skills", "fetril"], "fetril is made for streams of the domain vision"),
         (["skills", "sft", "stream.online=true"], "stream.online acts on classes"),
         (["skills", "sft", "stream.task_free=4"], "stream.task_free acts on classes"),
         (["skills", "sft", "stream.demonstrations=own"], "no response to learn from"),
