@@ -99,7 +99,8 @@ def bars(kl: dict[str, float]) -> Figure:
     axes = figure.subplots()
     axes.barh(range(len(kl)), list(kl.values()), 0.7, color="#0072B2")
     for y, value in enumerate(kl.values()):
-        axes.annotate(f"{value:.2g}", (value, y), (3, 0), textcoords="offset points", va="center")
+        place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+        axes.annotate(f"{value:.3g}", (value, y), **place)
     axes.set_yticks(range(len(kl)), [name[:24] for name in kl], fontsize=8)
     axes.set_ylim(max(2, len(kl)) - 0.4, -0.6)
     axes.set_xlim(0, 1.15 * max([*kl.values(), 1e-9]))
