@@ -13,8 +13,9 @@ Range   regained 0: real loss, 1: all of it was spurious, above 1: better than e
 Rows    scores by up to 256 validation rows, else training ones; never test rows
 Cost    it trains: 20 updates and two scorings for each past eval after every experience
 Departs The run's own kind of optimizer, rate and weight decay, started afresh, at a constant rate
-        and without clipping, 64 rows at a time: compare runs of one learning rate. What the model itself answers is scored, not a strategy's
-        own prediction. Weights that the run does not train rest, unless it trains none
+        and without clipping, 64 rows at a time: compare runs of one learning rate. What the model
+        itself answers is scored, not a strategy's own prediction. Weights that the run does not
+        train rest, unless it trains none
 """
 
 from __future__ import annotations
