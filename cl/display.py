@@ -105,9 +105,6 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
         ("forgetting", _number(m["forgetting"])),
         ("backward transfer", _number(m["backward_transfer"])),
     ]
-    if m.get("held_out"):
-        value = f"{_number(m['held_out'][-1])}[/] ({_number(m['held_out_before'])} before)[bold]"
-        finals.append(("held out", value))
     if m["prequential_accuracy"] is not None:
         finals += [
             ("prequential accuracy", _number(m["prequential_accuracy"])),
@@ -118,6 +115,9 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     if m["anytime_accuracy"] is not None:
         finals.append(("anytime accuracy", _number(m["anytime_accuracy"])))
     out.print("  ".join(f"{name} [bold]{value}[/]" for name, value in finals))
+    if m.get("held_out"):
+        now, before = _number(m["held_out"][-1]), _number(m["held_out_before"])
+        out.print(f"held out [bold]{now}[/], before training {before}")
     out.print(
         f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
         f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "

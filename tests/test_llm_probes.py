@@ -372,6 +372,8 @@ def test_the_fisher_risk_is_that_of_sums_written_out():
     assert found["R_sft"] == pytest.approx(gold, rel=1e-4)
     assert found["R_rloo"] == pytest.approx(fmean(rloo), rel=1e-4)
     assert found["ratio"] == pytest.approx(median(rloo) / gold, rel=1e-4)
+    spoken = [r / gold for r in rloo if r]
+    assert found["ratio_varied"] == pytest.approx(median(spoken), rel=1e-4)
     assert found["varied"] == fmean(v > 0 for v in variances)
     assert found["spearman"] == pytest.approx(spearmanr(rloo, variances).statistic, rel=1e-4)
 
@@ -473,7 +475,7 @@ def test_g39_adding_evaluations_and_probes_changes_no_training_and_resumes(
     metrics = full.metrics
     assert curve[0] == metrics["held_out_before"] and curve[-1] == metrics["held_out"][-1]
     show_results(full.results, "folder", "out")
-    assert "held out 0.000 (0.000 before)" in " ".join(capsys.readouterr().out.split())
+    assert "held out 0.000, before training 0.000" in " ".join(capsys.readouterr().out.split())
 
     part = tmp_path / "part"
     shutil.copytree(full.dir, part)

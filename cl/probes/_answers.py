@@ -89,7 +89,10 @@ def _gold(loop: Loop, item: int) -> LogP | None:
 
 
 def gradient(model: nn.Module, logp: LogP, weights: Sequence[float], names: set[str]) -> Named:
-    """d sum_i weights_i log p_i / d theta, theta the parameters of these names; in float32."""
+    """d sum_i weights_i log p_i / d theta, theta the parameters of these names.
+
+    In float32 and row after row, as a checkpoint keeps it, so that sums add in one order.
+    """
     theta = {
         name: p.detach().requires_grad_() for name, p in model.named_parameters() if name in names
     }
@@ -100,4 +103,4 @@ def gradient(model: nn.Module, logp: LogP, weights: Sequence[float], names: set[
         value = (found * torch.tensor(weights, device=found.device)).sum()
         grads = torch.autograd.grad(value, list(theta.values()), allow_unused=True)
     pairs = zip(theta, grads, strict=True)
-    return {name: g.float() for name, g in pairs if g is not None}
+    return {name: g.float().contiguous() for name, g in pairs if g is not None}

@@ -9,9 +9,10 @@ Maths   R(g) = sum_i F_i g_i^2
         g_sft   d log pi(y|x), y the gold response, summed over its tokens;  classifiers: the label
         g_rloo  mean over 8 own answers of (r - mean r of the others) d log pi(a|x)
 Unit    R: [1], comparable within a run only; the rest [1]
-Range   `ratio`: median over prompts of R(g_rloo) / R(g_sft), 0 or more; `spearman`: rank
+Range   `ratio`: median over prompts of R(g_rloo) / R(g_sft), 0 or more,
+        `ratio_varied`: over those whose rewards differ, for the others it is 0; `spearman`: rank
         correlation of R(g_rloo) with the prompt's reward variance, -1 to 1; `R_rloo`, `R_sft`:
-        means; `varied`: share of prompts whose rewards differ, for the others R(g_rloo) is 0.
+        means; `varied`: share of prompts whose rewards differ.
         Nothing where no task is earlier, `spearman` only where both vary
 When    the gradients are those at an experience's start, before its first update
 Rows    32 training prompts; F from 64 validation prompts of a task, else training prompts; never
@@ -104,6 +105,8 @@ def summary(rloo: list[float], sft: list[float | None], variances: list[float]) 
     if known:
         values["R_sft"] = fmean(s for s in sft if s is not None)
         values["ratio"] = median(r / s for r, s in known)
+    spoken = [r / s for r, s in known if r]
+    values |= {"ratio_varied": median(spoken)} if spoken else {}
     if len(set(rloo)) > 1 and len(set(variances)) > 1:
         values["spearman"] = float(spearmanr(rloo, variances).statistic)
     return values

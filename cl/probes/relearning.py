@@ -8,8 +8,8 @@ Maths   on a copy of the model, for each past eval: 20 updates on its training r
         learned - before is above 0.05;  learned: the score when it was last taught
 Unit    [1]: `before/<eval>`, `after/<eval>` shares of right answers; `lost`: mean of learned -
         before; `regained` [share of the loss]
-Range   regained 0: real loss, 1: all of it was spurious, above 1: better than ever. Not there
-        before something is past, or where nothing was lost
+Range   regained 0: real loss, 1: all of it was spurious, above 1: better than ever, below 0: worse
+        still. Not there before something is past, or where nothing was lost
 Rows    scores by up to 256 validation rows, else training ones; never test rows
 Cost    it trains: 20 updates and two scorings for each past eval after every experience
 Departs The run's own kind of optimizer, rate and weight decay, started afresh, at a constant rate
