@@ -15,6 +15,7 @@ METRICS = (
     *("average_accuracy", "seen_accuracy", "average_incremental_accuracy", "forgetting"),
     *("backward_transfer", "zero_shot", "plasticity", "stability", "past_accuracy"),
     *("min_acc", "wc_acc", "prequential_accuracy", "prequential_area", "anytime_accuracy"),
+    *("held_out", "held_out_before"),
 )
 COSTS = ("train_seconds", "samples_seen", "updates", "extra_updates", "stored_bytes")
 
