@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,6 +22,9 @@ ALPHABET = " " + string.ascii_lowercase + string.digits + ".,:;?!=+-*/<>()[]'_#|
 MAX_PROMPT, MAX_ANSWER = 32, 16  # characters
 NUMBER = "[0-9]{1,8}"
 LETTERS = "[a-z](?:[ ,]?[a-z]){0,7}"  # as one word, or apart
+SPACES = r"\s*"  # around an answer, which don't matter
+NUMBER_BEGINS = f"[0-9]{{0,8}}{SPACES}"
+LETTERS_BEGIN = f"(?:{LETTERS},?)?{SPACES}"
 
 Given = dict[str, Any]
 
@@ -30,12 +33,15 @@ class Task:
     """One kind of prompt and what is right for it.
 
     given: names of what `draw` returns; form: what an answer looks like, a regular expression;
+    begin: what the beginning of one looks like; styles: ways to write a plain answer, all accepted;
     single: exactly one answer is right; recalled: its prompts were all seen in pretraining.
     """
 
     name = ""
     given: tuple[str, ...] = ("answer",)
     form = ""
+    begin = ".*"
+    styles: tuple[Callable[[str], str], ...] = (str,)
     single = False
     recalled = False
 
@@ -66,6 +72,20 @@ class Task:
     def guess(self, given: Given, rng: Random) -> str:
         """A plain answer that is well formed and knows nothing more."""
         raise NotImplementedError
+
+    def renderings(self, given: Given, k: int, rng: Random) -> list[str]:
+        """Up to k different right answers, half of them plain."""
+        found = dict.fromkeys([self.canonical(given), self.foreign(given)][:k])
+        for trial in range(8 * k):
+            if len(found) >= k or self.single:
+                break
+            style = str if trial % 2 else rng.choice(self.styles)
+            found.setdefault(style(self.any(given, rng)))
+        return list(found)
+
+    def begins(self, text: str) -> bool:
+        """Whether a completion that begins so can still look like an answer."""
+        return re.fullmatch(self.begin, text.lstrip()) is not None
 
     def well_formed(self, completion: str) -> bool:
         """Whether a completion looks like an answer at all; spaces around it don't matter."""
