@@ -158,8 +158,8 @@ class S3FT(Strategy):
                 asked[k] = text
         if len(asked) < len(gold):
             warnings.warn(
-                f"s3ft: {len(gold) - len(asked)} answers of {loop.experience.name} stay gold: the "
-                "model can't read the instruction with them",
+                f"s3ft: {len(gold) - len(asked)} of {len(gold)} answers of {loop.experience.name} stay "
+                "gold: the model can't read the instruction with them",
                 stacklevel=2,
             )
         return asked
