@@ -157,9 +157,10 @@ class S3FT(Strategy):
             if length + stream.max_new_tokens[stream.items[k].task] <= loop.model.context:
                 asked[k] = text
         if len(asked) < len(gold):
+            n, name = len(gold), loop.experience.name
             warnings.warn(
-                f"s3ft: {len(gold) - len(asked)} of {len(gold)} answers of {loop.experience.name} stay "
-                "gold: the model can't read the instruction with them",
+                f"s3ft: {n - len(asked)} of {n} answers of {name} stay gold: the model can't read "
+                "the instruction with them",
                 stacklevel=2,
             )
         return asked

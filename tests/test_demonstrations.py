@@ -369,9 +369,11 @@ def back_to_the_first_checkpoint(folder):
 def test_a_run_with_the_models_demonstrations_counts_them_and_resumes_exactly(tmp_path):
     done = cl.run("skills", "sft", out=str(tmp_path), **SMALL)
     raw = done.results["raw"]
-    assert raw["targets_rewritten"] == [[12, None, None], [None, 12, None]]
-    assert raw["targets_own"] == [[0, None, None], [None, 0, None]]
-    assert "12 renderings" in (done.dir / "log.txt").read_text()
+    shown = [raw[f"targets_{name}"] for name in ("own", "rewritten", "gold")]
+    assert [sum(rows[e][e] for rows in shown) for e in (0, 1)] == [12, 12]
+    assert all(rows[0][1:] == [None] * 2 and rows[1][2] is None for rows in shown)
+    rendered, log = raw["targets_rewritten"][0][0], (done.dir / "log.txt").read_text()
+    assert rendered > 0 and f"{rendered} renderings, 0 the stream's answers" in log
     weights = {k: v.clone() for k, v in done.model.state_dict().items()}
     before = json.loads((done.dir / "results.json").read_text())
     back_to_the_first_checkpoint(done.dir)
