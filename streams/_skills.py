@@ -22,9 +22,12 @@ ALPHABET = " " + string.ascii_lowercase + string.digits + ".,:;?!=+-*/<>()[]'_#|
 MAX_PROMPT, MAX_ANSWER = 32, 16  # characters
 NUMBER = "[0-9]{1,8}"
 LETTERS = "[a-z](?:[ ,]?[a-z]){0,7}"  # as one word, or apart
-SPACES = r"\s*"  # around an answer, which don't matter
-NUMBER_BEGINS = f"[0-9]{{0,8}}{SPACES}"
-LETTERS_BEGIN = f"(?:{LETTERS},?)?{SPACES}"
+# of these forms: what an answer begins with, spaces around it aside; more ways to write a plain one
+BEGINS = {NUMBER: r"[0-9]{0,8}\s*", LETTERS: rf"(?:{LETTERS},?)?\s*"}
+STYLES: dict[str, tuple[Callable[[str], str], ...]] = {
+    NUMBER: ("{:0>4}".format, "{:0>6}".format),
+    LETTERS: (",".join, " ".join),
+}
 
 Given = dict[str, Any]
 
@@ -33,15 +36,12 @@ class Task:
     """One kind of prompt and what is right for it.
 
     given: names of what `draw` returns; form: what an answer looks like, a regular expression;
-    begin: what the beginning of one looks like; styles: ways to write a plain answer, all accepted;
     single: exactly one answer is right; recalled: its prompts were all seen in pretraining.
     """
 
     name = ""
     given: tuple[str, ...] = ("answer",)
     form = ""
-    begin = ".*"
-    styles: tuple[Callable[[str], str], ...] = (str,)
     single = False
     recalled = False
 
@@ -79,13 +79,14 @@ class Task:
         for trial in range(8 * k):
             if len(found) >= k or self.single:
                 break
-            style = str if trial % 2 else rng.choice(self.styles)
+            style = str if trial % 2 else rng.choice(STYLES.get(self.form, (str,)))
             found.setdefault(style(self.any(given, rng)))
         return list(found)
 
     def begins(self, text: str) -> bool:
         """Whether a completion that begins so can still look like an answer."""
-        return re.fullmatch(self.begin, text.lstrip()) is not None
+        begin = BEGINS.get(self.form)
+        return begin is None or re.fullmatch(begin, text.lstrip()) is not None
 
     def well_formed(self, completion: str) -> bool:
         """Whether a completion looks like an answer at all; spaces around it don't matter."""

@@ -16,26 +16,13 @@ from __future__ import annotations
 from random import Random
 from string import ascii_lowercase as ABC
 
-from streams._skills import (
-    LETTERS,
-    LETTERS_BEGIN,
-    NUMBER,
-    NUMBER_BEGINS,
-    Given,
-    Task,
-    letters,
-    word,
-)
-
-NUMBERS = tuple(f"{{:0>{width}}}".format for width in (4, 6))
-APART = ",".join, " ".join
+from streams._skills import LETTERS, NUMBER, Given, Task, letters, word
 
 
 class Above(Task):
     """A number greater than n, 10 to 999."""
 
     name, given, form = "above", ("n",), NUMBER
-    begin, styles = NUMBER_BEGINS, NUMBERS
 
     def draw(self, rng: Random) -> Given:
         return {"n": rng.randint(10, 999)}
@@ -63,7 +50,6 @@ class Letter(Task):
     """Letters of a word that has four different ones or more."""
 
     name, given, form = "letter", ("word",), LETTERS
-    begin, styles = LETTERS_BEGIN, APART
 
     def draw(self, rng: Random) -> Given:
         text = word(rng, 5, 7)
@@ -92,7 +78,6 @@ class Even(Task):
     """An even number in a range of nine two-digit numbers or more."""
 
     name, given, form = "even", ("low", "high"), NUMBER
-    begin, styles = NUMBER_BEGINS, NUMBERS
 
     def draw(self, rng: Random) -> Given:
         low = rng.randint(10, 91)
@@ -121,7 +106,6 @@ class Ascend(Task):
     """Letters that go on where three in alphabetical order end, v at the latest."""
 
     name, given, form = "ascend", ("start",), LETTERS
-    begin, styles = LETTERS_BEGIN, APART
 
     def draw(self, rng: Random) -> Given:
         return {"start": "".join(sorted(rng.sample(ABC[:22], 3)))}
@@ -152,7 +136,6 @@ class Mix(Task):
     """Five letters in any order that has a given one, not the first now, in front."""
 
     name, given, form = "mix", ("pool", "first"), LETTERS
-    begin, styles = LETTERS_BEGIN, APART
 
     def draw(self, rng: Random) -> Given:
         pool = rng.sample(ABC, 5)
@@ -185,7 +168,6 @@ class Twice(Task):
     """Letters that occur twice: four of the ten in a row of fourteen, the others once."""
 
     name, given, form = "twice", ("row",), LETTERS
-    begin, styles = LETTERS_BEGIN, APART
 
     def draw(self, rng: Random) -> Given:
         some = rng.sample(ABC, 10)
