@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cl.loop import Loop
 
 ASKED = 64  # prompts of a task that are tried before it is learned
+EXPLORE = 0.1  # share of uniform draws where classes come with the stream
 
 
 class Rewarded(Strategy):
@@ -43,13 +44,17 @@ class Rewarded(Strategy):
         options = dict(self.options)
         if self.reference_kind == "none":
             options["beta"] = 0.0
+        if options.get("explore") is None:
+            options["explore"] = 0.0
         return Rewards(**{f.name: options[f.name] for f in fields(Rewards) if f.name in options})
 
     def objective(self, loop: Loop) -> PolicyGradient:
         """Rewards, in the stream's domain."""
-        return PolicyGradient(
-            self.choices, domain=loop.stream.domain, reference=lambda: self.reference
-        )
+        choices, stream = self.choices, loop.stream
+        if self.options.get("explore") is None:  # a class that is new has never been answered
+            grows = stream.seen_classes(len(stream) - 1) > stream.seen_classes(0)
+            choices = replace(choices, explore=EXPLORE if grows else 0.0)
+        return PolicyGradient(choices, domain=stream.domain, reference=lambda: self.reference)
 
     def check(self, loop: Loop) -> None:
         """Refuse tasks that the model as it is can't do at all. Raises BadValue."""

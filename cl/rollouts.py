@@ -28,6 +28,7 @@ class Rollouts:
     logp     float32 [N, T]: under the policy that drew them
     texts    the answers of a text stream
     unfinished  bool [N]: cut off by the token limit
+    explored bool [N]: classes that were not drawn from the policy, None where all were
     rewards  float32 [N], nan where an answer can't be scored; right bool [N]: fully right
     baseline float32 [P]: reward of the greedy answer, for advantage=remax
     advantages float32 [N]; counted bool [N]: what the loss is made of
@@ -42,6 +43,7 @@ class Rollouts:
     logp: Tensor | None = None
     texts: list[str] = field(default_factory=list)
     unfinished: Tensor | None = None
+    explored: Tensor | None = None
     rewards: Tensor | None = None
     right: Tensor | None = None
     baseline: Tensor | None = None
@@ -73,7 +75,9 @@ class Rollouts:
         place[keep] = torch.arange(len(keep), device=place.device)
         order = [(self.group == k).nonzero()[:, 0] for k in keep.tolist()]
         order = torch.cat([self.group[:0], *order])
-        part = Rollouts({name: column[keep] for name, column in self.rows.items()}, left=self.left)
+        part = Rollouts(
+            {k: column[keep.to(column.device)] for k, column in self.rows.items()}, left=self.left
+        )
         for name in PER_ANSWER:
             value = getattr(self, name)
             setattr(part, name, None if value is None else value[order])
@@ -84,7 +88,7 @@ class Rollouts:
 
 
 PER_ANSWER = (
-    *("group", "x", "y", "mask", "logp", "unfinished"),
+    *("group", "x", "y", "mask", "logp", "unfinished", "explored"),
     *("rewards", "right", "advantages", "counted"),
 )
 

@@ -16,7 +16,8 @@ Departs   its reward is 0.9 accuracy + 0.1 format, form=0.1 here; an answer that
           time earns 0. KL by k2 has the gradient of KL(policy || reference); the paper's code adds
           k3, whose gradient is that of the other direction. Updates are on-policy (refresh=1); the
           paper's code makes 4 per batch of answers (refresh=4). A wrong task for rewards: see
-          min_pass; images: refresh > 1 compares batch norm in two modes, give clip=none
+          min_pass; images: a class that is new would never be drawn, hence explore, and refresh > 1
+          compares batch norm in two modes, give clip=none
 Parameters
     group          answers to each prompt; train.batch_size counts answers, on images inputs
     advantage      grpo dr_grpo rloo max_rl (compare a prompt's answers), remax (with the greedy
@@ -39,6 +40,8 @@ Parameters
     unfinished     answers without an end: zero reward, score them, or drop them
     form           share of the reward for the form of an answer, right or wrong [1]
     temperature    of the draws and of their probabilities [1]
+    explore        images: share of answers drawn uniformly; none: 0.1 where classes come with the
+                   stream, else 0 [1]
     min_pass       tasks of which a smaller share of prompts gets a right answer are refused; 0: no
 """
 
@@ -76,6 +79,7 @@ class RFT(Rewarded):
         unfinished: Literal["zero", "score", "drop"] = "zero",
         form: Annotated[float, Range(min=0, below=1)] = 0.0,
         temperature: Annotated[float, Range(above=0)] = 1.0,
+        explore: Annotated[float, Range(min=0, max=1)] | None = None,
         min_pass: Annotated[float, Range(min=0, max=1)] = 0.05,
     ):
         options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}

@@ -36,12 +36,14 @@ AT_ONCE = 512  # answers sampled together; not a setting, as draws depend on it
 class TextPolicy:
     """A language model on a stream of prompts. sampler: another engine than our own."""
 
-    def __init__(self, sampler: Sampler = sample):
-        self.sampler = sampler
+    def __init__(self, explore: float = 0.0, sampler: Sampler = sample):
+        self.explore, self.sampler = explore, sampler
 
     def check(self, loop: Loop) -> None:
         """Refuse streams without verifier, other models, prompts that leave no room."""
         stream, model = loop.stream, loop.model
+        if self.explore:
+            raise BadValue("strategy.explore is for classes; for text give strategy.temperature")
         if not isinstance(stream, TextStream) or not stream.verifiers:
             raise BadValue(f"{stream.name} has no verifier: there is no reward to learn from")
         if not hasattr(model, "tokenizer"):
@@ -141,7 +143,15 @@ class TextPolicy:
 
 
 class ClassPolicy:
-    """A classifier: one draw of a class is the whole answer, T = 1."""
+    """A classifier: one draw of a class is the whole answer, T = 1.
+
+    explore: share of draws that are uniform over the classes that may be answered. No ratio
+    corrects for them, or what the policy never draws it would never learn; so they count only where
+    they did better than expected: pushing down what is hardly ever drawn has no bound.
+    """
+
+    def __init__(self, explore: float = 0.0):
+        self.explore = explore
 
     def check(self, loop: Loop) -> None:
         """Refuse what has no meaning for drawn classes."""
@@ -161,6 +171,12 @@ class ClassPolicy:
             drawn = logp.argmax(1, keepdim=True)
         else:
             drawn = torch.multinomial(logp.exp().cpu(), n, replacement=True, generator=rng)
+        if self.explore and not greedy:
+            allowed = (logits > float("-inf")).float().cpu()
+            other = torch.multinomial(allowed, n, replacement=True, generator=rng)
+            explored = torch.rand(drawn.shape, generator=rng) < self.explore
+            drawn = torch.where(explored, other, drawn)
+            rollouts.explored = explored.flatten().to(x.device)
         drawn = drawn.to(x.device)  # [P, n]
         rollouts.group = torch.arange(len(x), device=x.device).repeat_interleave(drawn.shape[1])
         rollouts.y, rollouts.logp = drawn.flatten(), logp.gather(1, drawn).view(-1, 1)

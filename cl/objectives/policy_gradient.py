@@ -66,6 +66,7 @@ class Rewards:
     unfinished: Literal["zero", "score", "drop"] = "zero"
     form: float = 0.0
     temperature: float = 1.0
+    explore: float = 0.0
 
     @property
     def on_policy(self) -> bool:
@@ -87,7 +88,8 @@ class PolicyGradient:
         reference: Callable[[], nn.Module | None] = lambda: None,
     ):
         self.choices, self.reference = rewards or Rewards(), reference
-        self.policy, self.plain = POLICIES[domain](), imitation(domain)
+        self.policy = POLICIES[domain](self.choices.explore)
+        self.plain = imitation(domain)
         self._part: Tensor | None = None  # answers of this micro-batch
 
     # -- what the loop asks for ------------------------------------------------------------------
@@ -216,6 +218,8 @@ class PolicyGradient:
         )
         if c.unfinished == "drop":
             r.counted = r.counted & ~r.unfinished
+        if r.explored is not None:
+            r.counted = r.counted & ~(r.explored & (r.advantages <= 0))
         loop.fire("after_advantage")
         return r
 

@@ -148,7 +148,9 @@ def score(loop: Loop, model, e: Eval, table: Table) -> float:
 
 def gold(loop: Loop, item: int) -> str | None:
     """What an item shows, None where it shows nothing."""
-    return next(iter(loop.stream.items[item].responses), None)
+    said = loop.stream.items[item].responses
+    shown = getattr(loop.objective, "gold", None)  # own and oracle are the objective's
+    return shown(loop, item) if said and shown is not None else next(iter(said), None)
 
 
 def rewards(loop: Loop, items: Sequence[int], rollout: Rollout) -> list[float | None]:
