@@ -352,9 +352,8 @@ def by_arrival(stream: Stream) -> Stream:
     evals = []
     for ev in stream.evals:
         classes = names(ev.classes)
-        chance = ev.chance
-        if ev.learned_at:
-            chance = stream.chance(ev.test, arrived[: int(seen[min(ev.learned_at)])])
+        known = arrived[: int(seen[min(ev.learned_at)])] if ev.learned_at else []
+        chance = stream.chance(ev.test, known) if known else ev.chance
         evals.append(
             replace(ev, classes=classes, test=moved(ev.test), val=moved(ev.val), chance=chance)
         )
