@@ -44,12 +44,11 @@ from torch import Tensor
 
 from cl.config import Range
 from cl.data import Table
-from cl.errors import BadValue, DataError
-from cl.images import decode, scan
+from cl.errors import BadValue
 from cl.registry import register
 from cl.seeding import generator
-from cl.stream import Eval, Experience, Stream, hold_out
-from streams._digits import digits
+from cl.stream import Eval, Experience, Stream
+from streams._parity import from_folder, parity, permuted
 
 NAMES = [str(d) for d in range(10)]
 EVEN, ODD = 10, 11  # kinds of truth beside the ten classes
@@ -58,9 +57,6 @@ SHOWN = {
     "sft2": ([0, 4], [1, 5]),
     "uniform": ([0, 2, 4, 6, 8], [1, 3, 5, 7, 9]),
 }
-OLD_TEST = 100  # test images of each class of an old task from a folder, at most
-GREY = torch.tensor([0.299, 0.587, 0.114])  # of red, green, blue (ITU-R BT.601)
-Split = dict[str, tuple[Tensor, Tensor]]  # {split: (images [n, size^2], labels [n])}
 
 
 @register
@@ -79,17 +75,18 @@ def parity_digits(
     """An old task and parity, then parity alone."""
     if answers == "one" and demonstrations != "sft1":
         raise BadValue(f"stream.answers=one takes demonstrations=sft1, not {demonstrations}")
-    parity, spare = _parity(size, n_pretraining, val, test, seed, apart=old is None)
+    own, spare = parity(size, n_pretraining, val, test, seed, apart=old is None)
     if old is None:
-        before = _permuted(spare | {k: parity[k] for k in ("val", "test")}, seed)
+        before = permuted(spare | {k: own[k] for k in ("val", "test")}, seed)
     else:
-        before = _folder(Path(old), size, n_pretraining, len(parity["val"][1]), test, seed)
+        before = from_folder(Path(old), size, n_pretraining, len(own["val"][1]), test, seed)
     pieces = [("old", k, *before[k], before[k][1], -1) for k in ("pretraining", "val", "test")]
     random, shown = SHOWN["uniform"], SHOWN[demonstrations]
     choices = {"pretraining": random, "finetuning": shown}
-    for k, (x, digit) in parity.items():
-        own = digit if k in ("val", "test") and answers == "any" else None
-        y = _drawn(digit, choices.get(k, SHOWN["sft1"]), k, seed) if own is None else own
+    for k, (x, digit) in own.items():
+        y = digit
+        if k in choices or answers == "one":
+            y = _drawn(digit, choices.get(k, shown), k, seed)
         pieces.append(("parity", k, x, y, EVEN + digit % 2, 1))
     accepts = torch.zeros(12, 10, dtype=torch.bool)
     accepts[range(10), range(10)] = True
@@ -97,61 +94,6 @@ def parity_digits(
     for kind, those in zip((EVEN, ODD), right, strict=True):
         accepts[kind, those] = True
     return _stream(_pool(pieces), phase, accepts, size)
-
-
-def _parity(size, n, val, test, seed, *, apart: bool) -> tuple[Split, Split]:
-    """The digits of parity by split, and, where the old task is made of others, those: n."""
-    data = digits(test, seed)
-    train, held = hold_out_of(data.y, data.train, val, seed)
-    order = train[torch.randperm(len(train), generator=generator(seed, "roles"))]
-    least = n * (2 if apart else 1) + 10
-    if len(order) < least:
-        raise BadValue(
-            f"stream.n_pretraining={n} needs {least} training digits, there are {len(order)}; "
-            "give fewer, or smaller stream.val and stream.test"
-        )
-    x = F.interpolate(data.x, (size, size), mode="bilinear", antialias=True).flatten(1)
-    ends = {"pretraining": order[:n], "finetuning": order[(2 * n if apart else n) :]}
-    rows = ends | {"val": held, "test": data.test}
-    spare = {"pretraining": order[n : 2 * n]} if apart else {}
-    return tuple({k: (x[r], data.y[r]) for k, r in part.items()} for part in (rows, spare))
-
-
-def hold_out_of(y: Tensor, rows: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split given rows into (kept, held), `share` of each class held."""
-    kept, held = hold_out(y[rows], share, seed, NAMES)
-    return rows[kept], rows[held]
-
-
-def _permuted(parts: Split, seed: int) -> Split:
-    """The images under one permutation of their pixels."""
-    n = next(iter(parts.values()))[0].shape[1]
-    order = torch.randperm(n, generator=generator(seed, "permutation"))
-    return {name: (x[:, order], y) for name, (x, y) in parts.items()}
-
-
-def _folder(path: Path, size: int, n: int, n_val: int, test: float, seed: int) -> Split:
-    """Ten classes of images as grey values."""
-    folder = scan(path)
-    if len(folder.classes) != 10:
-        raise DataError(f"stream.old={path} must hold 10 classes, it has {len(folder.classes)}")
-    y = torch.tensor(folder.labels)
-    train, tested = folder.splits()
-    if tested is None:
-        train, tested = hold_out(y, test, seed, folder.classes)
-    rng = generator(seed, "old")
-    train = train[torch.randperm(len(train), generator=rng)]
-    if len(train) < n + n_val:
-        raise DataError(f"stream.old={path} has {len(train)} training images, {n + n_val} needed")
-    parts = [tested[y[tested] == c] for c in range(10)]
-    some = [p[torch.randperm(len(p), generator=rng)[:OLD_TEST]] for p in parts]
-    rows = {"pretraining": train[:n], "val": train[n : n + n_val], "test": torch.cat(some)}
-    found = {}
-    for name, part in rows.items():
-        x = decode(folder, part.tolist(), size).float() / 255  # [n, 1 or 3, size, size]
-        weight = GREY if x.shape[1] == 3 else torch.ones(1)
-        found[name] = (x * weight[:, None, None]).sum(1).flatten(1), y[part]
-    return found
 
 
 def _drawn(digit: Tensor, choices: tuple[list[int], list[int]], name: str, seed: int) -> Tensor:
