@@ -8,8 +8,9 @@ entry's name, `probe:NAME.KEY` (its last value), or one of
                   start) minus score at the end
     diagonal      mean over experiences of the score on what was just taught
     val:...       the three above on validation data
-    r2:Y~X        of one number for each run of a seed, whatever its arm and settings: the share of
-                  the variance of measure Y that a quadratic of measure X explains
+    r2:Y~X        over all runs of a seed, whatever their arm and settings (but those that others
+                  start from): the share of the variance of measure Y that a quadratic of measure X
+                  explains
 
 EVAL is an eval's name, with or without the number before it, or `held_out`: mean over those.
 """

@@ -55,9 +55,11 @@ def judge(
     """
     seeds = list(results[next(iter(claim.members))]) if seeds is None else seeds
     picked = chosen(claim, results, seeds)
+    bases = {arm.get("from") for arm in claim.arms.values()}  # they precede what is compared
+    every = {n: results[n] for n, (arm, _) in claim.members.items() if arm not in bases}
 
     def judged(bar: Bar) -> Judged:
-        found = _judged(bar, picked.results, results)
+        found = _judged(bar, picked.results, every)
         lacking = any(arm in picked.unmatched for arm in bar.arms) and found.verdict != "reported"
         return replace(found, verdict="inconclusive") if lacking else found
 
