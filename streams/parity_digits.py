@@ -126,7 +126,9 @@ def _stream(part: dict[str, Table], phase: str, accepts: Tensor, size: int) -> S
     for k, name in enumerate(chosen):
         table, task = trained[name]
         val = part["parity val"] if task else Table.concat([part["old val"], part["parity val"]])
-        classes = tuple(table.column("y").unique().tolist())
+        # alone it starts from a model that has all ten outputs
+        answered = table.column("y").unique() if phase != "parity" else torch.arange(10)
+        classes = tuple(answered.tolist())
         experiences.append(Experience(k, f"{k:02d}_{name}", classes, table, val))
     evals = []
     for task in ("old", "parity"):

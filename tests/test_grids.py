@@ -297,13 +297,14 @@ def test_arms_start_from_the_same_base_and_only_the_chosen_is_run(tmp_path):
     assert document["verdict"] == "not attempted"
     named = document["arms"]["one"]["chosen"]
     assert set(named) == {"0", "1"} and len(set(named.values())) == 1
-    found = [json.loads(f.read_text()) for f in path.parent.glob("runs/**/results.json")]
-    base = {r["seed"]: r["R"][0] for r in found if r["b"][0] is not None and _is(r, "base")}
-    started = {(r["seed"], tuple(r["b"])) for r in found if not _is(r, "base")}
-    assert started == {(seed, tuple(row)) for seed, row in base.items()}, "they begin at its end"
+    files = list(path.parent.glob("runs/**/results.json"))
+    is_base = [f.relative_to(path.parent / "runs").parts[0].startswith("base-") for f in files]
+    found = [json.loads(f.read_text()) for f in files]
+    ends = {(r["seed"], tuple(r["R"][0])) for r, base in zip(found, is_base, strict=True) if base}
+    starts = {
+        (r["seed"], tuple(r["b"])) for r, base in zip(found, is_base, strict=True) if not base
+    }
+    assert starts == ends, "they begin where it ended"
     assert len(found) == 3 + 2 + 2 + 2, "base, grid on the calibration seed, chosen, other"
-
-
-def _is(results, arm):
-    """The base alone starts untrained."""
-    return (results["b"][0] < 0.4) == (arm == "base")
+    again, _ = reproduce(claim, out=tmp_path, workers=1, seeds=[0, 1])
+    assert again == judgement, "a second time nothing is run"

@@ -115,6 +115,7 @@ def test_the_phases_are_the_two_experiences(small):
     assert [(e.kind, e.learned_at) for e in small.evals] == [("stream", (0,)), ("stream", (0, 1))]
     assert [(e.kind, e.learned_at) for e in first.evals] == [("stream", (0,))] * 2
     assert [(e.kind, e.learned_at) for e in second.evals] == [("held_out", ()), ("stream", (0,))]
+    assert second.seen_classes(0) == 10, "it starts from a model with ten outputs"
 
 
 def test_a_larger_image_is_the_same_image():
