@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cl.errors import BadValue
+from cl.evaluation import reward_of_classes
 from cl.objectives._tokens import IGNORE, token_logp
 from cl.rollouts import NO_TOKEN, Rollouts, joined
 from cl.sampling import Sampler, sample
@@ -185,9 +186,10 @@ class ClassPolicy:
 
     def reward(self, loop, rollouts: Rollouts, form: float) -> Tensor:
         """1 where the class is right."""
-        right = rollouts.y == rollouts.rows["y"][rollouts.group]
-        rollouts.right = right
-        return right.float()
+        drawn = rollouts.y.view(rollouts.n_prompts, -1)
+        rewards = reward_of_classes(loop.stream, rollouts.rows, drawn).flatten()
+        rollouts.right = rewards == 1
+        return rewards
 
     def per_prompt(self, n: int) -> int:
         """A row is an input: its answers share one pass through the model."""

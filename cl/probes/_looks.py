@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from cl.data import Table
 from cl.sampling import Rollout, sample
@@ -103,7 +102,9 @@ def scored_logits(loop: Loop, model: nn.Module, e: Eval, table: Table) -> Tensor
 
 def right_classes(loop: Loop, table: Table, n_classes: int) -> Tensor:
     """Which answers are right for each row: bool [N, C] on the CPU."""
-    return one_hot(table.column("y").cpu(), n_classes).bool()
+    rows = {name: table.column(name) for name in ("y", "answer") if name in table.columns}
+    every = torch.arange(n_classes, device=table.device).expand(len(table), n_classes)
+    return loop.stream.is_right(rows, every).cpu()
 
 
 def is_seen(loop: Loop, e: Eval) -> bool:
