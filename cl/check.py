@@ -29,6 +29,13 @@ from cl.text import TextStream
 Finding = tuple[bool, str, str]
 STREAM = "split_digits"
 SMALL = {"stream.n_experiences": 2, "train.updates": 2, "train.batch_size": 16}
+TEXT = "skills"  # for what needs a language model
+SMALL_TEXT = {
+    "stream": {"n_train": 24, "n_test": 6, "n_val": 3, "tasks": ["above", "letter"]},
+    "model.pretrained": False,
+    "train.updates": 2,
+    "train.batch_size": 16,
+}
 
 
 def check(name: str) -> Iterator[Finding]:
@@ -86,22 +93,23 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
     yield True, "claims", ", ".join(claims) or "none"
     check_state([strategy])
     yield True, "state can be checkpointed", ", ".join(vars(strategy)) or "none"
+    stream, small = (TEXT, SMALL_TEXT) if "tokenizer" in kind.requires else (STREAM, SMALL)
     with tempfile.TemporaryDirectory() as out:
-        settings = {**SMALL, "out": out}
+        settings = {**small, "out": out}
         if "pretraining" in kind.needs:
-            settings["model.from"] = cl.run(STREAM, "naive", **settings).dir
-        first = cl.run(STREAM, entry.name, **settings)
+            settings["model.from"] = cl.run(stream, "naive", **settings).dir
+        first = cl.run(stream, entry.name, **settings)
         yield True, "two experiences, two updates each", f"R = {first.results['R']}"
         kept = Path(out) / "kept"
         shutil.copytree(first.dir, kept)
-        yield _same("same seed, same results", first, cl.run(STREAM, entry.name, **settings))
+        yield _same("same seed, same results", first, cl.run(stream, entry.name, **settings))
         watched = {**settings, "eval.every": 1, "probes": ["weight_norm"]}
         yield _same_weights(
-            "measuring changes nothing", first, cl.run(STREAM, entry.name, **watched)
+            "measuring changes nothing", first, cl.run(stream, entry.name, **watched)
         )
         yield _resumed(first, kept)
         alone = {**settings, "eval.batch_size": 1}
-        yield _batching(first, cl.run(STREAM, entry.name, **alone))
+        yield _batching(first, cl.run(stream, entry.name, **alone))
 
 
 def _probe(entry: Entry) -> Iterator[Finding]:

@@ -72,9 +72,10 @@ class _Packer:
             self.tensors[path] = value.get_state().clone()
             packed = {"generator": path}
         elif isinstance(value, nn.Module) and getattr(value, "is_snapshot", False):
-            named = _on_cpu(value.state_dict())
+            named, tied = _on_cpu(value.state_dict())
             self.tensors |= {f"{path}.{name}": tensor for name, tensor in named.items()}
             packed = {"module": path, "architecture": getattr(value, "architecture", None)}
+            packed |= {"tied": tied} if tied else {}
         else:
             return None
         self.seen[id(value)] = value, packed
@@ -150,7 +151,9 @@ class _Unpacker:
     def _module(self, packed: dict, path: str) -> nn.Module:
         architecture = packed["architecture"]
         module = rebuild(architecture) if architecture else copy.deepcopy(self.like)
-        module.load_state_dict({n: self.tensors[f"{path}.{n}"] for n in module.state_dict()})
+        tied = packed.get("tied", {})
+        names = {n: f"{path}.{tied.get(n, n)}" for n in module.state_dict()}
+        module.load_state_dict({n: self.tensors[stored] for n, stored in names.items()})
         return as_snapshot(module.to(self.device))
 
 
@@ -164,14 +167,15 @@ def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
     """Write the checkpoint `folder/name`, then drop all but the last two."""
     tensors: dict[str, Tensor] = {}
     document = {"format": FORMAT, "state": pack(state, tensors, "state")}
+    weights, tied = _on_cpu(model.state_dict())
     document["model"] = {
         "architecture": getattr(model, "architecture", None),
+        "tied": tied,
         "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
     }
     aside = folder / f".{name}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    weights = _on_cpu(model.state_dict())
     save_file(weights, aside / "model.safetensors")
     save_file(tensors, aside / "state.safetensors")
     (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
@@ -209,11 +213,22 @@ def load(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], dict, d
     if document.get("format") != FORMAT:
         raise DataError(f"checkpoint {folder} has format {document.get('format')}, known: {FORMAT}")
     weights = load_file(folder / "model.safetensors", device=str(device))
+    tied = document["model"].get("tied", {})  # older checkpoints hold every name
+    weights |= {name: weights[same] for name, same in tied.items()}
     return weights, document, load_file(folder / "state.safetensors")
 
 
-def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in state.items()}
+def _on_cpu(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies on the CPU, and {name: name of the same tensor} of those not copied twice."""
+    copies, tied = {}, {}
+    first: dict[tuple, str] = {}
+    for name, t in state.items():
+        whole = (t.data_ptr(), t.shape, t.stride(), t.dtype) if t.numel() else name
+        if first.setdefault(whole, name) != name:
+            tied[name] = first[whole]
+        else:
+            copies[name] = t.detach().to("cpu", copy=True).contiguous()
+    return copies, tied
 
 
 def _checksum(path: Path) -> str:

@@ -20,6 +20,7 @@ from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from cl.adapters import PARAMS as ADAPTERS
 from cl.config import Param, params_of_source
 from cl.errors import ContractError, DataError, UnknownName, UsageError, unknown
 
@@ -115,13 +116,17 @@ class Entry:
         return ()
 
     def params(self) -> dict[str, Param]:
-        """Every keyword the constructor takes: annotation, default, description."""
+        """Every keyword the constructor takes: annotation, default, description.
+
+        A language model has the settings of adapters besides.
+        """
         if self.reader is not None:
             return self.reader.params(self.kind, self.rest)
-        if self.path is None:
-            path = Path(importlib.import_module(self.module).__file__)
-            return params_of_source(_parsed(path, self.attr)[1], self.doc, str(path))
-        return params_of_source(_parsed(self.path, self.attr)[1], self.doc, str(self.path))
+        path = self.path or Path(importlib.import_module(self.module).__file__)
+        _, node = _parsed(path, self.attr)
+        own = params_of_source(node, self.doc, str(path))
+        speaks = self.kind == "models" and _returns(node).endswith("LanguageModel")
+        return own | ADAPTERS if speaks else own
 
     def load(self) -> Callable:
         """Import the plug-in and return its class or function."""
@@ -235,10 +240,16 @@ def _kind_of_source(node: ast.AST) -> str | None:
     """The kind of a class or function by its bases or its return annotation."""
     if isinstance(node, ast.ClassDef):
         return "strategies" if node.bases else None
-    returns = ast.unparse(node.returns) if node.returns is not None else ""
+    returns = _returns(node)
     if returns.endswith("Stream"):
         return "streams"
-    return "models" if returns.endswith("Module") else None
+    return "models" if returns.endswith(("Module", "LanguageModel")) else None
+
+
+def _returns(node: ast.AST) -> str:
+    """A function's return annotation as text; empty without one, and for a class."""
+    returns = getattr(node, "returns", None)
+    return ast.unparse(returns) if returns is not None else ""
 
 
 def snake(name: str) -> str:
@@ -368,7 +379,7 @@ def _kind_of(obj) -> str:
         return "strategies"
     if "Stream" in returns:
         return "streams"
-    if "Module" in returns or "Module" in bases:
+    if "Module" in returns or "LanguageModel" in returns or "Module" in bases:
         return "models"
     raise ContractError(
         f"can't tell what {obj.__name__} is: a strategy is a class derived from cl.Strategy, "

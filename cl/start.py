@@ -3,7 +3,8 @@
 `model.from=RUN_DIR` is strict: the model and its settings are those of the run's last checkpoint,
 its backbone is taken over whole, weights and batch-norm statistics, and inputs must have the same
 shape. The head starts anew, because another stream's classes mean something else; with
-`model.keep_head=true` its rows and the feature normalisation are taken over, too.
+`model.keep_head=true` its rows and the feature normalisation are taken over, too. A language model
+is taken over with its adapters, if it has some; one without may be given new ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cl.adapters import PREFIX as ADAPTERS
 from cl.config import Param, parse_all, show
 from cl.errors import BadValue, DataError
 from cl.registry import Entry, find
@@ -88,8 +90,11 @@ def _settings(request: Request, architecture: dict) -> dict[str, Any]:
     entry = find("models", architecture["name"])
     settings = architecture["kwargs"] | drawn(entry)
     given = parse_all("model.", request.given["model"], entry.params(), f"model {entry.name}")
+    plain = f"{ADAPTERS}rank" not in settings
     for key, value in given.items():
-        if value != settings.get(key):
+        if plain and key.startswith(ADAPTERS):
+            settings[key] = value
+        elif value != settings.get(key):
             raise BadValue(
                 f"model.{key}={show(value)} can't be combined with "
                 f"model.from={request.start['from']}, whose model has "
@@ -106,12 +111,14 @@ def is_trained(model_settings: dict[str, Any], start: dict[str, Any]) -> bool:
 
 def take(model: Classifier | LanguageModel, start: dict[str, Any]) -> None:
     """Load the backbone, and the head if it is to be kept, or the language model of that run."""
+    from cl.models.lora import fitted
+
     architecture, weights = last_model(Path(start["from"]), "model.from: ")
     part = getattr(model, "backbone", model)
     prefix = "" if part is model else "backbone."
     own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
     try:
-        part.load_state_dict(own)
+        part.load_state_dict(fitted(part, own))
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise DataError(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from cl.adapters import split
 from cl.buffers import Buffer
 from cl.checkpoint import pack
 from cl.errors import RunError
+from cl.models.lora import put
 from cl.seeding import global_state, restore_globals
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict, lea
     own = getattr(loop.model, "architecture", None)
     if architecture and own and own.get("n_classes", 0) < architecture.get("n_classes", 0):
         loop.grow_to(architecture["n_classes"])  # a strategy made the head wider than classes seen
+    _adapt(loop, architecture)
     if _without_switch(architecture) != _without_switch(getattr(loop.model, "architecture", None)):
         raise RunError(
             "the checkpoint's model is another one than this run starts with: a strategy "
@@ -88,6 +91,15 @@ def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict, lea
     for name, p in loop.model.named_parameters():
         p.requires_grad_(description["requires_grad"][name])
     loop.model.to(loop.device)
+
+
+def _adapt(loop: Loop, architecture: dict | None) -> None:
+    """Put in the adapters that a strategy had put in and kept."""
+    own = getattr(loop.model, "architecture", None)
+    if architecture and own and split(own["kwargs"])[1] is None:
+        _, adapters = split(architecture["kwargs"])
+        if adapters is not None:
+            put(loop.model, adapters)
 
 
 def _without_switch(architecture: dict | None) -> dict | None:

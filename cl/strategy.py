@@ -30,6 +30,7 @@ REQUIRES = {
     "head": "a growing head with weight [C, D] and bias [C]",
     "normalize": "a switch that L2-normalises features",
     "architecture": "a name and settings it can be built again from",
+    "tokenizer": "a tokenizer: a language model",
 }
 
 DOMAINS = {

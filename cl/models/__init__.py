@@ -3,7 +3,8 @@
 A builder is a function `name(input_shape, *, ...)` that returns a backbone: a module mapping
 [B, *input_shape] to features [B, D] with an attribute `n_features` = D and, best of all, its
 repeated units in a ModuleList called `layers` (read by `cl/models/anatomy.py`). A builder of a
-language model returns it whole (`cl/models/language.py`): it has no head of classes.
+language model returns it whole, is annotated `-> LanguageModel` (`cl/models/language.py`) and gets
+the settings `lora.*` besides (`cl/adapters.py`): it has no head of classes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cl.adapters import joined, split
 from cl.errors import BadValue, ShapeMismatch
 from cl.models.language import LanguageModel
 
@@ -104,16 +106,21 @@ def build(
     start: the run whose weights it begins with (`cl/start.py`); trained: whether those, and the
     ones that `kwargs` may ask a library for, are loaded.
     """
+    from cl.models.lora import put
     from cl.registry import find
     from cl.start import drawn, take
 
     entry = find("models", name)
-    given = kwargs if trained else {**kwargs, **drawn(entry)}
+    own, adapters = split(kwargs)
+    given = own if trained else {**own, **drawn(entry)}
     made = entry.load()(tuple(input_shape), **given)
+    kwargs = joined(own, adapters)
     architecture = {"name": name, "input_shape": list(input_shape), "kwargs": kwargs}
     architecture |= {"start": start} if start else {}
     if isinstance(made, LanguageModel):
         model, made.architecture = made, architecture
+        if adapters is not None:
+            put(model, adapters)
     else:
         # channels-last kernels: 1.3 to 2 times as fast on CPUs, the fast ones for bf16 on GPUs
         model = Classifier(made.to(memory_format=torch.channels_last), architecture)

@@ -9,7 +9,9 @@ Departs   every dropout is 0, so that sampling and training see one policy; code
           model is never run
 Parameters
     pretrained  load the weights; false draws them afresh after the configuration
-    dtype       of the weights: float32 or bfloat16
+    dtype       of the weights: float32 or bfloat16, which halves memory but loses small updates
+                (below 1/512 of a weight): for frozen weights under lora.*; to train all of them
+                keep float32 and set train.precision=bf16
     download    fetch what is missing from the Hugging Face hub
     template    put prompts into the tokenizer's chat template, if it has one
     pad         token that pads, for a tokenizer that names none
@@ -56,7 +58,7 @@ def hf(
     download: bool = False,
     template: bool = True,
     pad: str | None = None,
-) -> nn.Module:
+) -> LanguageModel:
     """A causal LM of transformers."""
     shown = f"hf:{name}"
     text_only(shown, input_shape)

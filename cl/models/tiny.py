@@ -25,7 +25,7 @@ CONTEXT = 96
 
 
 @register
-def tiny(input_shape: tuple[int, ...], *, pretrained: bool = True) -> nn.Module:
+def tiny(input_shape: tuple[int, ...], *, pretrained: bool = True) -> LanguageModel:
     """The embedded language model."""
     text_only("tiny", input_shape)
     if pretrained and not WEIGHTS.is_file():
