@@ -30,6 +30,7 @@ class AvalancheStrategy(Strategy):
     """
 
     __slots__ = ("held_optimizer", "plugin")
+    domains = ("vision",)
 
     def stored_bytes(self, loop) -> int:
         """Bytes of the tensors, models and data rows that the plug-in holds."""

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from cl.folder import title
+from cl.metrics import held_out
 
 if TYPE_CHECKING:
     from cl.evaluation import Scores
@@ -48,6 +49,9 @@ class Board:
     def periodic(self, loop: Loop, scores: Scores) -> None:
         """Scores before training and between the ends of experiences."""
         self._accuracies(loop, scores.test)
+        row = np.array([[np.nan if v is None else v for v in scores.test]], dtype=float)
+        untaught = held_out(row, [e.learned_at for e in loop.stream.evals])
+        self._scalar("held_out", untaught and untaught[0], loop.clock.train_iterations)
         self.writer.flush()
 
     def experience(self, loop: Loop, results: dict) -> None:
@@ -56,6 +60,7 @@ class Board:
         self._accuracies(loop, results["R"][i])
         values = {name: results["metrics"][name][i] for name in CURVES}
         values["average_accuracy"] = results["metrics"]["average_accuracy"]
+        values["held_out"] = (results["metrics"]["held_out"] or {i: None})[i]
         values["forgetting"] = results["metrics"]["forgetting"]
         for name, value in values.items():
             self._scalar(name, value, update)
@@ -70,6 +75,8 @@ class Board:
         for name, value in results["cost"].items():
             last = value[-1] if isinstance(value, list) else value
             self._scalar(f"cost/{name}", last, update)
+        for name, row in results["reported"].items():
+            self._scalar(f"strategy/{name}", row[-1], update)
         for probe, rows in results["probes"].items():
             self._probe(probe, getattr(loop.attach(probe), "figure", None), rows[-1], update)
         if results["status"] == "finished":

@@ -68,6 +68,11 @@ class Bursts(Strategy):
             named = select(loop.model, self.modules)
         except BadValue as error:
             raise BadValue(f"{self.own}.modules: {error}") from error
+        if self.lam and loop.stream.domain != "vision":
+            raise BadValue(
+                f"{self.own}.lam={self.lam:g}: logits are stored for classes, and "
+                f"{loop.stream.name} has none"
+            )
         if self.choose == "named" and self.budget is not None:
             raise BadValue(f"{self.own}.budget goes with choose=random or choose=sensitive")
         if any(name != "none" for name in self.modules) and not named:
@@ -192,7 +197,7 @@ class _Burst:
         z = rows.pop("logits", None)
         loop.objective.load(loop, rows)
         loop.samples_seen += len(index)
-        with loop._autocast():
+        with loop.autocast():
             loop.mb_output = loop.objective.forward(loop)
             loss = loop.objective.loss(loop)
         if owner.lam:

@@ -10,7 +10,8 @@ hold with its arms exchanged. The null control is a contrast that must *not* cle
     stream settings              what every arm runs on: `cl run` keys
     seeds calibrated_on          five or more (RL: ten); what settings were chosen on
     quick                        settings under which `--quick` tries everything out
-    arms                         {name: {strategy: ..., key: value, ...}}
+    arms                         {name: {strategy: ..., key: value, ...}}; `from`, `grid` and
+    choose                       `choose` of an arm, and the latter for all arms: cl/grids.py
     primary bars controls null_control   what is judged; controls are reported without a verdict
 
 Nothing here imports torch.
@@ -24,12 +25,14 @@ import json
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cl.errors import ContractError, DataError, unknown
+from cl.grids import Choice, check_arm, members
 from cl.measures import check_measure
 from cl.request import Request
 
@@ -38,9 +41,11 @@ KEYS = {
     **dict.fromkeys(("paper", "reported", "claim", "tag", "stream", "seeds", "arms"), True),
     **dict.fromkeys(("primary", "null_control"), True),
     **dict.fromkeys(("settings", "calibrated_on", "quick", "bars", "controls", "notes"), False),
+    "choose": False,
 }
 BOUNDS = ("at_least", "at_most", "within")
 LEAST_SEEDS = 5
+EVERY = "*"  # in place of an arm: every run of every arm
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class Bar:
     def title(self) -> str:
         """What is measured."""
         other = f" − {self.minus}" if self.minus else f" / {self.over}" if self.over else ""
-        return f"{self.measure.replace('_', ' ')}: {self.of}{other}"
+        of = "all runs" if self.of == EVERY else self.of
+        return f"{self.measure.replace('_', ' ')}: {of}{other}"
 
     @property
     def bound(self) -> str:
@@ -76,7 +82,7 @@ class Bar:
     @property
     def arms(self) -> list[str]:
         """Those it speaks of."""
-        return [arm for arm in (self.of, self.minus, self.over) if arm]
+        return [arm for arm in (self.of, self.minus, self.over) if arm and arm != EVERY]
 
     @property
     def is_superiority(self) -> bool:
@@ -117,6 +123,7 @@ class Claim:
     controls: list[Bar]
     null_control: Bar
     notes: str = ""
+    choose: dict[str, Any] | None = None
 
     @property
     def digest(self) -> str:
@@ -124,11 +131,28 @@ class Claim:
         bars = self.primary, *self.bars, *self.controls, self.null_control
         judged = [{**vars(bar), "why": ""} for bar in bars]
         what = [self.stream, self.settings, self.arms, self.seeds, self.calibrated_on, judged]
+        what += [self.choose] if self.choose else []
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
-    def keys(self, arm: str, seed: int, over: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-        """Stream, strategy and settings of one run; `over` are the caller's."""
-        keys = {**self.settings, **self.arms[arm], **over, "seed": seed}
+    @cached_property
+    def members(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """{name: (its arm, settings)} of everything that is run: an arm, or each of its grid."""
+        return {
+            name: (arm, settings)
+            for arm, content in self.arms.items()
+            for name, settings in members(arm, content).items()
+        }
+
+    def choice(self, arm: str) -> Choice | None:
+        """How one of an arm's grid is chosen; None if it has no grid."""
+        content = self.arms[arm]
+        if not content.get("grid"):
+            return None
+        return Choice.of(content.get("choose", self.choose), f"claim {self.name}")
+
+    def keys(self, name: str, seed: int, over: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+        """Stream, strategy and settings of one run of a member; `over` are the caller's."""
+        keys = {**self.settings, **self.members[name][1], **over, "seed": seed}
         stream = keys.pop("stream", self.stream)
         path = keys.get("stream.path")
         if path is not None:
@@ -137,9 +161,9 @@ class Claim:
 
     def check(self, over: dict[str, Any]) -> None:
         """Whether its runs can begin. Raises UnknownName, BadValue, DataError."""
-        for arm in self.arms:
-            _request(self, arm, over)
-            self.keys(arm, self.seeds[0], over)
+        for name in self.members:
+            _request(self, name, over)
+            self.keys(name, self.seeds[0], over)
 
     def exchanged(self) -> Claim:
         """The claim with method and baseline swapped in every bar."""
@@ -226,6 +250,7 @@ def _claim(path: Path, content: Any) -> Claim:
         controls=[_bar(where, bar, bounded=False) for bar in content.get("controls") or []],
         null_control=_bar(where, content["null_control"]),
         notes=" ".join(str(content.get("notes") or "").split()),
+        choose=content.get("choose"),
     )
     _check(where, claim)
     return claim
@@ -248,6 +273,8 @@ def _bar(where: str, content: Any, bounded: bool = True) -> Bar:
     if bar.minus and bar.over:
         raise ContractError(f"{where}: {bar.title} has minus and over; one of them")
     check_measure(bar.measure, where)
+    if bar.measure.startswith("r2:") != (bar.of == EVERY) or (bar.of == EVERY and len(bar.arms)):
+        raise ContractError(f'{where}: r2:Y~X is a measure of "{EVERY}", and it has no other')
     return bar
 
 
@@ -270,14 +297,20 @@ def _check(where: str, claim: Claim) -> None:
         for arm in bar.arms:
             if arm not in claim.arms:
                 raise ContractError(f"{where}: {unknown('arm', arm, claim.arms)}")
+    default = Choice.of(claim.choose, where) if claim.choose is not None else None
     for name, arm in claim.arms.items():
         if not isinstance(arm, dict) or "strategy" not in arm:
             raise ContractError(f"{where}: arm {name} names no strategy")
+        check_arm(name, claim.arms, default, where)
+        rule = claim.choice(name)
+        if rule is not None and rule.by == "calibration" and not claim.calibrated_on:
+            raise ContractError(f"{where}: arm {name} is chosen by calibration, on no seeds")
+    for name in claim.members:
         _request(claim, name, {})
-    _request(claim, next(iter(claim.arms)), claim.quick)
+    _request(claim, next(iter(claim.members)), claim.quick)
 
 
-def _request(claim: Claim, arm: str, over: dict[str, Any]) -> None:
-    """Check one arm's names, keys and values; the data need not be there."""
-    keys = {**claim.settings, **claim.arms[arm], **over}
+def _request(claim: Claim, name: str, over: dict[str, Any]) -> None:
+    """Check one member's names, keys and values; the data need not be there."""
+    keys = {**claim.settings, **claim.members[name][1], **over}
     Request.of(keys.pop("stream", claim.stream), keys.pop("strategy"), keys)

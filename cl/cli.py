@@ -181,6 +181,8 @@ def describe_command(name: str, debug: bool) -> None:
             click.echo("\nno parameters")
         if entry.kind == "streams":
             click.echo("\nand the scenario operators, stream.* too (cl describe scenario)")
+        if entry.kind == "strategies":
+            click.echo(f"\nstreams of the domain: {', '.join(entry.domains) or 'any'}")
         if entry.kind == "strategies" and entry.name in claims():
             click.echo(f"\nits claim as an experiment: cl reproduce {entry.name}")
         if entry.path is not None:

@@ -115,6 +115,9 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     if m["anytime_accuracy"] is not None:
         finals.append(("anytime accuracy", _number(m["anytime_accuracy"])))
     out.print("  ".join(f"{name} [bold]{value}[/]" for name, value in finals))
+    if m.get("held_out"):
+        now, before = _number(m["held_out"][-1]), _number(m["held_out_before"])
+        out.print(f"held out [bold]{now}[/], before training {before}")
     out.print(
         f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
         f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "
@@ -146,16 +149,19 @@ def _table(results: dict, width: int) -> Table:
     if any(len(name) > NARROW for name in names):
         names = [f"eval {j}" for j in range(len(evals))]
     longest = max(len(_cut(_short(e["name"]))) for e in results["experiences"])
-    needed = max(14, longest + 3) + 45 + sum(max(5, len(name)) + 3 for name in names)
+    curves = {"new": "plasticity", "past": "past_accuracy", "seen": "seen_accuracy"}
+    curves |= {"stability": "stability"} | ({"held out": "held_out"} if m.get("held_out") else {})
+    needed = (
+        max(14, longest + 3) + 11 * len(curves) + 1 + sum(max(5, len(name)) + 3 for name in names)
+    )
     wide = len(evals) <= WIDE and needed <= width  # else curves only: digits are never cut
     for name in names if wide else []:
         table.add_column(Text(name), justify="right", no_wrap=True)
-    for name in ("new", "past", "seen", "stability"):
+    for name in curves:
         table.add_column(name, justify="right", style="cyan", no_wrap=True)
     for i in range(len(results["R"])):
         cells = [_number(v, blank="·") for v in results["R"][i]] if wide else []
-        curves = ("plasticity", "past_accuracy", "seen_accuracy", "stability")
-        cells += [_number(m[name][i]) for name in curves]
+        cells += [_number(m[name][i]) for name in curves.values()]
         if wide or n <= 30 or i % -(-n // 30) == 0 or i == n - 1:
             name = _short(results["experiences"][i]["name"])
             table.add_row(Text(f"{i} {_cut(name)}"), *cells)

@@ -65,3 +65,8 @@ def reasons(path: str, values: list, undefined: dict[int, str]) -> dict[str, str
 
 def _line(value: object) -> str:
     return json.dumps(value, allow_nan=False)
+
+
+def by_experience(reported: dict[str, dict[int, float]], n: int) -> dict[str, list]:
+    """{name: [number per experience, None where there is none]} for the first n experiences."""
+    return {name: [row.get(k) for k in range(n)] for name, row in reported.items()}

@@ -1,7 +1,8 @@
 """Scores: every eval in one pass over concatenated rows, test and validation together.
 
 Class-incremental prediction is the argmax over all classes seen so far; `within` masks the same
-scores to the eval's own classes, which takes head bias out of the number.
+scores to the eval's own classes, which takes head bias out of the number. What a right answer is
+the stream says (`Stream.is_right`), here as to those who learn from rewards.
 
 While the backbone is frozen, test rows pass it once: their features are kept for as long as a
 hash over the backbone's weights and statistics stays the same.
@@ -10,6 +11,7 @@ hash over the backbone's weights and statistics stays the same.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ from cl.data import Table
 from cl.errors import NonFinite, ShapeMismatch
 from cl.models import Classifier
 from cl.seeding import frozen
-from cl.stream import Eval
+from cl.stream import Eval, Stream
 
 if TYPE_CHECKING:
     from cl.loop import Loop
@@ -204,8 +206,11 @@ class Evaluator:
             output = loop.restricted(output, part.task_labels[index])
         within = output.masked_fill(~own[part.tags[index] // 2], float("-inf"))
         broken = output.isnan().any(1)  # looked at when all rows are in: no device is kept waiting
-        own_right = within.argmax(1) == loop.mb_y
-        right = torch.stack([output.argmax(1) == loop.mb_y, own_right, broken], 1)
+        answers = torch.stack([output.argmax(1), within.argmax(1)], 1)  # [B, 2]
+        truth = {"y": loop.mb_y}
+        if part.answer is not None:
+            truth["answer"] = part.answer[index]
+        right = torch.cat([loop.stream.is_right(truth, answers), broken[:, None]], 1)
         if features is None:
             loop.fire("after_eval_iteration")
         return right
@@ -254,13 +259,17 @@ class Evaluator:
 
 @dataclass
 class _Pass:
-    """Rows scored together; tags [n] = 2 * eval + (1 if validation), y [n] labels."""
+    """Rows scored together; tags [n] = 2 * eval + (1 if validation), y [n] labels.
+
+    answer [n]: kinds of truth, None where there is one right answer.
+    """
 
     table: Table
     segments: list[tuple[int, Table]]
     y: Tensor
     tags: Tensor
     task_labels: Tensor | None
+    answer: Tensor | None = None
 
     @staticmethod
     def join(pieces: list[tuple[int, Eval, Table]]) -> _Pass:
@@ -271,4 +280,13 @@ class _Pass:
             labels = torch.cat([torch.full((len(t),), e.task_label) for _, e, t in pieces])
             labels = labels.to(table.device)
         segments = [(tag, t) for tag, _, t in pieces]
-        return _Pass(table, segments, table.column("y"), tags.to(table.device), labels)
+        answer = table.column("answer") if "answer" in table.columns else None
+        return _Pass(table, segments, table.column("y"), tags.to(table.device), labels, answer)
+
+
+def reward_of_classes(stream: Stream, rows: Mapping[str, Tensor], actions: Tensor) -> Tensor:
+    """What answering rows [B] with the classes `actions` [B, n] earns: 1 if right, 0 if not.
+
+    rows: as a table or a buffer gives them. Returns float32 [B, n].
+    """
+    return stream.is_right(rows, actions).float()

@@ -1,7 +1,9 @@
 """Scores of text streams: greedy answers, the same token limits for every arm, the verifier's word.
 
 An answer is right where its reward is 1. An answer that the verifier can't score (None) or fails on
-(an exception) counts as wrong and is counted apart, as is one that did not end in time.
+(an exception) counts as wrong and is counted apart, as is one that did not end in time. Where other
+answers than the stream's were shown (`own`, `oracle`, rewritten), the experience's eval also has
+how many targets were the model's own, rewritten and gold.
 """
 
 from __future__ import annotations
@@ -38,6 +40,17 @@ class TextEvaluator(Evaluator):
             if evals[j].val is not None:
                 scores.val[j] = self._answers(evals[j].val)[0]
             scores.no_within[j] = "answers are text, not classes"
+        self._targets(group, scores)
+
+    def _targets(self, group: tuple[int, ...], scores: Scores) -> None:
+        """Count what was shown in the experience just learned, where it was not the stream's."""
+        loop, origins = self.loop, getattr(self.loop.objective, "origins", None)
+        found = origins(loop.experience.train) if origins and loop.experience else None
+        for name, count in (found or {}).items():
+            row = scores.counts.setdefault(f"targets_{name}", [None] * len(loop.stream.evals))
+            for j in group:
+                if loop.experience.index in loop.stream.evals[j].learned_at:
+                    row[j] = count
 
     def _answers(self, table) -> tuple[float, dict[str, int]]:
         """Share of right answers to a table's items, and what else there was."""

@@ -3,6 +3,9 @@
 Shared by the methods that pull weights towards old values. Everything is {name: tensor} over
 the model's parameters. When a parameter has grown, the old ones are its leading rows: new rows
 have importance zero and are free.
+
+A row of a text stream is a prompt with one response of T tokens, and its logits are the T that
+predict them: log p(y|x) is log p(response | prompt), the sum over the response's tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from cl.errors import RunError
 from cl.seeding import global_state, restore_globals
 from cl.toolbox import FEATURE_BATCH
 
@@ -43,19 +47,110 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
         restore_globals(state)
 
 
+def sensitivity(
+    loop: Loop,
+    n: int | None,
+    rng: torch.Generator,
+    value: Callable[..., Tensor],
+    power: int,
+    *,
+    drawn: bool = False,
+) -> Named:
+    """Mean over rows of |d value / d theta|^power, for n random rows of what is trained on.
+
+    value: as in `mean_gradient`; on text it gets logits [T, V] and ids [T] of the response.
+    drawn: labels, or responses, come from the model's own distribution instead of the data.
+    """
+    if loop.stream.domain == "llm":
+        return mean_text_gradient(loop.model, text_rows(loop, n, rng, drawn), value, power)
+    rows = evaluation_rows(loop, n, rng)
+    rows = with_drawn_labels(loop, rows, rng) if drawn else rows
+    return mean_gradient(loop.model, rows, value, power)
+
+
+def chosen(loop: Loop, n: int | None, rng: torch.Generator) -> Tensor:
+    """Positions of n random rows of what is trained on, in order; of all for None."""
+    table = loop.adapted_dataset
+    if n is None or n >= len(table):
+        return torch.arange(len(table))
+    return torch.randperm(len(table), generator=rng)[:n].sort().values
+
+
 def evaluation_rows(loop: Loop, n: int | None, rng: torch.Generator) -> Iterator[Rows]:
     """(x, y, task labels or None) in batches: n random rows of what is trained on, None for all.
 
     The rows are prepared as for evaluation, without augmentation, and counted as samples.
     """
     table = loop.adapted_dataset
-    order = torch.arange(len(table))
-    if n is not None and n < len(table):
-        order = torch.randperm(len(table), generator=rng)[:n].sort().values
-    for index in order.to(table.device).split(FEATURE_BATCH):
+    for index in chosen(loop, n, rng).to(table.device).split(FEATURE_BATCH):
         rows = table.rows(index)
         loop.samples_seen += len(index)
         yield loop.prepared(rows["x"]), rows["y"], rows.get("task_label")
+
+
+def with_drawn_labels(loop: Loop, rows: Iterator[Rows], rng: torch.Generator) -> Iterator[Rows]:
+    """The same rows, their labels drawn from the model's softmax."""
+    for x, _, task_id in rows:
+        with torch.no_grad():
+            p = loop.restricted(loop.model(x), task_id).softmax(1)  # [B, C]
+        y = torch.multinomial(p.float().cpu(), 1, generator=rng)[:, 0]
+        yield x, y.to(x.device), task_id
+
+
+def text_rows(
+    loop: Loop, n: int | None, rng: torch.Generator, drawn: bool
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids of the prompt, ids of the response) of n random rows; the first gold one, or sampled.
+
+    Raises RunError for an item without a gold response.
+    """
+    from cl.sampling import sample
+
+    table, tokenizer = loop.adapted_dataset, loop.model.tokenizer
+    index = chosen(loop, n, rng).to(table.device)
+    for part in table.rows(index)["x"].split(FEATURE_BATCH):
+        items = [loop.stream.items[k] for k in part.tolist()]
+        prompts = [tokenizer.prompt_ids(item.prompt) for item in items]
+        loop.samples_seen += len(items)
+        if drawn:
+            limits = [loop.stream.max_new_tokens[item.task] for item in items]
+            said = sample(loop.model, prompts, max_new_tokens=limits, rng=rng).completions()
+        else:
+            if not all(item.responses for item in items):
+                raise RunError(
+                    "importance needs responses, and some items have none: fisher=sampled takes "
+                    "the model's own"
+                )
+            said = [tokenizer.response_ids(item.responses[0]) for item in items]
+        yield from zip(prompts, said, strict=True)
+
+
+def mean_text_gradient(
+    model: nn.Module,
+    rows: Iterator[tuple[list[int], list[int]]],
+    value: Callable[..., Tensor],
+    power: int,
+) -> Named:
+    """Mean over rows of |d value(logits [T, V], response [T], None) / d theta|^power, in float32.
+
+    One row at a time: what transformers does inside can't be mapped over rows. `.grad`, modes and
+    the global generators stay as they are.
+    """
+    theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in theta.items()}
+    device, count = next(model.parameters()).device, 0
+    with evaluating(model):
+        for prompt, response in rows:
+            count += 1
+            ids = torch.tensor([prompt + response], device=device)
+            kept = len(response) + 1
+            logits = model(ids, torch.ones_like(ids), kept)[0, :-1]  # [T, V]
+            of_row = value(logits, ids[0, len(prompt) :], None)
+            found = torch.autograd.grad(of_row, list(theta.values()), allow_unused=True)
+            for name, g in zip(theta, found, strict=True):
+                if g is not None:
+                    total[name] += g.float().abs().pow(power)
+    return {name: g / max(1, count) for name, g in total.items()}
 
 
 def mean_gradient(

@@ -91,7 +91,10 @@ class Shown:
         measure = self.claim.primary.measure.replace("_", " ")
         self.out.print(f"{measure} of each arm:")
         for arm, estimate in judged.arms.items():
-            self.out.print(f"  {arm:24} {estimate}", markup=False)
+            members = dict.fromkeys(judged.chosen.member.get(arm, {}).values())
+            settings = " ".join(m.removeprefix(arm) for m in members)
+            missed = ", unmatched" if arm in judged.chosen.unmatched else ""
+            self.out.print(f"  {arm:24} {estimate}  {settings}{missed}".rstrip(), markup=False)
         self.out.print(f"\nall numbers  {path}", soft_wrap=True)
         if judged.reason:
             self.out.print(escape(judged.reason), soft_wrap=True)

@@ -25,6 +25,7 @@ from cl.models import grow
 from cl.objectives import Objective
 from cl.optim import Synchroniser, build, set_lr
 from cl.prequential import Prequential
+from cl.rollouts import Rollouts
 from cl.seeding import generator
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
@@ -83,6 +84,8 @@ class Loop(Toolbox):
         self.dataloader = None
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
         self.mb_share, self.mb_part = 1.0, (0, 1)  # of the batch; (which, of how many)
+        self.rollouts: Rollouts | None = None  # the policy's own answers that are learned from
+        self.reported: dict[str, dict[int, float]] = {}  # numbers of strategies, by experience
         self.batch_index: Tensor | None = None  # rows of the whole update, int64 [B]
         self.no_score: str | None = None
         self._loss: Tensor | None = None
@@ -96,6 +99,7 @@ class Loop(Toolbox):
         self.probes = {}
         self.objective = self._claimed("objective", objective, self)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
+        self._rows = getattr(self.objective, "rows", None)  # else those of the training data
         own = getattr(self.objective, "evaluator", Evaluator)
         self._evaluator = own(self)
         self._watch = LossWatch(self)
@@ -154,6 +158,11 @@ class Loop(Toolbox):
     def log(self, name: str, value: Tensor | float) -> None:
         """Show a number as `train/<name>`, averaged between two looks at the losses."""
         self._watch.log(name, value)
+
+    def report(self, name: str, value: float, *, add: bool = False) -> None:
+        """Keep a number about the current experience in results.json, `reported`."""
+        row, index = self.reported.setdefault(name, {}), self.experience.index
+        row[index] = value + (row.get(index, 0) if add else 0)
 
     def skip_score(self, reason: str) -> None:
         """Leave the current experience's row of scores undefined, with a reason."""
@@ -241,7 +250,7 @@ class Loop(Toolbox):
         self.prequential.flush()
         self.fire("after_training_exp")
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
-        self._loss = None
+        self._loss = self.rollouts = None
 
     @property
     def exp_updates(self) -> int:
@@ -304,7 +313,8 @@ class Loop(Toolbox):
         part, self.batch_index = parts[k], batch
         self.mb_index, self.mb_share = part, part.shape[0] / batch.shape[0]
         self.mb_part = k, len(parts)
-        self.objective.load(self, self.adapted_dataset.rows(part))
+        rows = self.adapted_dataset.rows if self._rows is None else self._rows
+        self.objective.load(self, rows(part))
 
     def _forward_backward(self) -> None:
         """Add the gradient of a micro-batch, weighted by its share of the batch."""
@@ -312,7 +322,7 @@ class Loop(Toolbox):
         if hooks["before_forward"]:
             self.fire("before_forward")
         self.samples_seen += len(self.mb_y)
-        with self._autocast():
+        with self.autocast():
             self.mb_output = self.objective.forward(self)
             if hooks["after_forward"]:
                 self.fire("after_forward")
@@ -358,7 +368,8 @@ class Loop(Toolbox):
         owner = self._claims.get(claim)
         return getattr(owner, claim)(*args) if owner else default
 
-    def _autocast(self):
+    def autocast(self):
+        """The precision that training computes in."""
         if self.train.precision == "float32":
             return _NULL
         return torch.autocast(self.device.type, torch.bfloat16)

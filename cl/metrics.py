@@ -191,6 +191,14 @@ def prequential(windows: Sequence[Sequence[int]]) -> tuple[float | None, float |
     return float(running[-1]), float((running * rows).sum() / rows.sum())
 
 
+def held_out(R: np.ndarray, learned_at: LearnedAt, start: int = 0) -> Curve | None:
+    """Curve: mean over the evals that no experience teaches; None if there are none."""
+    untaught = np.array([not at for at in learned_at])
+    if not untaught.any():
+        return None
+    return _row_means(R[start:], np.broadcast_to(untaught, R[start:].shape))
+
+
 def _lows(steps, learned_at: LearnedAt, n_experiences: int) -> np.ndarray:
     """Lowest score of each past eval since it was learned; nan if any of them is undefined."""
     js = np.flatnonzero(_past(learned_at, n_experiences, n_experiences - 1))
@@ -313,7 +321,13 @@ def summarise(
         "anytime_accuracy": anytime_accuracy(steps, learned_at, n) if eval_every else None,
         "prequential_accuracy": prequential(windows)[0],
         "prequential_area": prequential(windows)[1],
+        "held_out": None,
+        "held_out_before": None,
     }
+    untaught = held_out(R, learned_at, start)
+    if untaught is not None:
+        metrics["held_out"] = known.get("held_out", []) + untaught
+        (metrics["held_out_before"],) = held_out(np.array([b], dtype=float), learned_at)
     missing = _reasons(metrics, R, learned_at, shares)
     if before:
         missing |= {path: reason for path, reason in before[1].items() if path.endswith("]")}
@@ -340,6 +354,10 @@ def _reasons(metrics: dict, R: np.ndarray, learned_at: LearnedAt, shares: bool) 
         reasons |= dict.fromkeys(unset, "eval.every is not set")
     late = "the stream is not online: nothing is answered on arrival"
     reasons |= dict.fromkeys(("prequential_accuracy", "prequential_area"), late)
+    if all(learned_at):
+        reasons |= dict.fromkeys(("held_out", "held_out_before"), "every eval is taught")
+    else:
+        reasons["held_out_before"] = "no score before training"
     if not _firsts(learned_at):
         reasons |= dict.fromkeys(("fwt_gem", "zero_shot"), "no eval is first learned later")
     elif not _reached(R, learned_at):
@@ -356,7 +374,7 @@ def _curve_reasons(
     n_past = _past(learned_at, len(R), start).sum(1)
     left_out = _below_chance(R, learned_at, chance, start)
     for k, i in enumerate(range(start, len(R))):
-        for name in CURVES:
+        for name in (*CURVES, *["held_out"] * (metrics["held_out"] is not None)):
             if metrics[name][i] is None:
                 none_past = name in ("stability", "past_accuracy") and not n_past[k]
                 missing[f"{name}[{i}]"] = "nothing is past yet" if none_past else CELL

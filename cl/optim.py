@@ -60,9 +60,13 @@ class Synchroniser:
                 kept.append(new)
                 placed.add(name)
             group["params"] = kept
-        for name, p in wanted.items():
-            if name not in placed:
-                groups[self.home.setdefault(name, 0)]["params"].append(p)
+        added = [name for name in wanted if name not in placed]
+        for name in added:
+            groups[self.home.setdefault(name, 0)]["params"].append(wanted[name])
+        if added:  # the model's order, whoever was frozen before: sums over gradients follow it
+            order = {id(p): k for k, p in enumerate(model.parameters())}
+            for group in groups:
+                group["params"].sort(key=lambda p: order.get(id(p), len(order)))
         for p in model.parameters():
             if not p.requires_grad:
                 p.grad = None  # an old gradient must not count where gradients are clipped

@@ -49,14 +49,14 @@ class Prequential:
         started = time.perf_counter()
         loop = self.loop
         rows = table.rows(index)
-        y, task = rows["y"], rows.get("task_label")
+        task = rows.get("task_label")
         if loop.experience.index == 0 and (loop.claimed("predict") or not learning):
-            right = y.new_zeros(())  # nothing has been learned that could answer
+            right = index.new_zeros(())  # nothing has been learned that could answer
         else:
             with frozen(loop.model):
                 output = loop.predict(InferenceBatch(loop.prepared(rows["x"]), task))
             output = loop.restricted(output[:, : loop.seen_classes], task)
-            right = (output.argmax(1) == y).sum()
+            right = loop.stream.is_right(rows, output.argmax(1)).sum()
         self._right.append(right)
         self._rows += len(index)
         self.seconds += time.perf_counter() - started

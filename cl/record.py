@@ -17,7 +17,7 @@ import yaml
 from cl import checkpoint, metrics
 from cl.checkpoint import pack
 from cl.config import show
-from cl.document import Document, reasons
+from cl.document import Document, by_experience, reasons
 from cl.errors import DataError
 from cl.evaluation import Scores
 from cl.folder import SCHEMA, logger, read_results, truncate_events, write
@@ -183,6 +183,7 @@ class Recorder:
             "selection": recipe.selection,
             "expected": _compared(recipe.expect, summary) if recipe.expect else None,
             "probes": self.probes,
+            "reported": by_experience(loop.reported, len(self.rows["R"])),
             "versions": versions(),
             "device": describe_device(loop.device),
             "threads": recipe.threads,

@@ -96,14 +96,21 @@ class Entry:
     @property
     def needs(self) -> tuple[str, ...]:
         """What a strategy declares to need, read from its source."""
-        if self.reader is not None:
-            return ()
+        return () if self.reader is not None else self._declared("needs")
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Of the streams that a strategy declares to be made for; none: all."""
+        return ("vision",) if self.reader is not None else self._declared("domains")
+
+    def _declared(self, name: str) -> tuple[str, ...]:
+        """A tuple that a class's body sets."""
         if self.path is None:
-            return tuple(getattr(self.load(), "needs", ()))
+            return tuple(getattr(self.load(), name, ()))
         _, node = _parsed(self.path, self.attr)
         for item in getattr(node, "body", []):
             if isinstance(item, ast.Assign) and any(
-                isinstance(target, ast.Name) and target.id == "needs" for target in item.targets
+                isinstance(target, ast.Name) and target.id == name for target in item.targets
             ):
                 return tuple(ast.literal_eval(item.value))
         return ()

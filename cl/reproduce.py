@@ -21,10 +21,11 @@ import joblib
 
 from cl import folder
 from cl.claims import Claim
+from cl.grids import Choice, Results
 from cl.machine import describe_cpu, versions
 from cl.runner import load, resume, run
 from cl.sources import source_hash
-from cl.verdict import Judged, Judgement, Results, judge
+from cl.verdict import Judged, Judgement, judge
 
 Progress = Callable[[int, int, str, int, float], None]
 
@@ -49,19 +50,10 @@ def reproduce(
         over = {**claim.quick, **over}
     seeds = seeds or (claim.seeds[:2] if quick else claim.seeds)
     home = Path(out) / "reproduce" / (claim.name + ("-quick" if quick else ""))
-    tasks = [(arm, seed) for seed in seeds for arm in claim.arms]
-    jobs = [_job(claim, arm, seed, over, home) for arm, seed in tasks]
-    random.Random(0).shuffle(jobs)  # or the noise of the machine would follow the arms
-    jobs.sort(key=lambda job: seeds.index(job[1]))
     started = time.perf_counter()
-    results: Results = {arm: {} for arm in claim.arms}
-    for k, (arm, seed, found, seconds) in enumerate(_done(jobs, workers), 1):
-        results[arm][seed] = found
-        if progress is not None:
-            progress(k, len(jobs), arm, seed, seconds)
-    results = {arm: {seed: found[seed] for seed in seeds} for arm, found in results.items()}
-    judgement = judge(claim, results, quick=quick)
-    document = _document(claim, judgement, seeds, over, results)
+    results = _Runs(claim, over, home, workers, progress).all(seeds)
+    judgement = judge(claim, results, quick=quick, seeds=seeds)
+    document = _document(claim, judgement, seeds, over)
     document["seconds"] = round(time.perf_counter() - started, 1)
     home.mkdir(parents=True, exist_ok=True)
     path = home / "verdict.json"
@@ -69,17 +61,82 @@ def reproduce(
     return judgement, path
 
 
-def _job(claim: Claim, arm: str, seed: int, over: dict, home: Path) -> tuple:
-    """(arm, seed, stream, strategy, keys) of one run, with a folder of its own as `out`."""
-    stream, strategy, keys = claim.keys(arm, seed, over)
-    same = {k: v for k, v in keys.items() if k != "seed"}
-    text = json.dumps([stream, strategy, same, source_hash(stream, strategy)], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    keys["out"] = str(home / "runs" / f"{arm}-{digest}")
-    return arm, seed, stream, strategy, keys
+class _Runs:
+    """Runs of a claim: first what others start from, then everything, then what was chosen."""
+
+    def __init__(self, claim: Claim, over: dict, home: Path, workers: int | None, progress):
+        self.claim, self.over, self.home = claim, over, home
+        self.workers, self.progress = workers, progress
+        self.results: Results = {name: {} for name in claim.members}
+        self.folders: dict[tuple[str, int], Path] = {}
+        self.planned = 0
+
+    def all(self, seeds: list[int]) -> Results:
+        """{member: {seed: results}}, seeds in the order given, those of calibration before."""
+        claim = self.claim
+        rules = {arm: claim.choice(arm) for arm in claim.arms}
+        tried = [arm for arm, rule in rules.items() if rule and rule.by == "calibration"]
+        bases = {arm["from"] for arm in claim.arms.values() if "from" in arm}
+        every = [*claim.calibrated_on, *seeds] if tried else list(seeds)
+        first = [(arm, seed) for seed in every for arm in claim.arms if arm in bases]
+        rest = [(n, s) for s in seeds for n, (arm, _) in claim.members.items() if arm not in tried]
+        on = claim.calibrated_on if tried else []
+        rest += [(n, s) for s in on for n, (arm, _) in claim.members.items() if arm in tried]
+        rest = [task for task in rest if task[0] not in bases]
+        self.planned = len(first) + len(rest) + len(tried) * len(seeds)
+        self.run(first)
+        self.run(rest)
+        best = {arm: self._best(arm, rules[arm]) for arm in tried}
+        self.run([(name, seed) for seed in seeds for name in best.values()])
+        order = {seed: k for k, seed in enumerate(every)}
+        return {
+            name: dict(sorted(found.items(), key=lambda item: order[item[0]]))
+            for name, found in self.results.items()
+        }
+
+    def _best(self, arm: str, rule: Choice) -> str:
+        """The member that calibration seeds choose."""
+        names = [n for n, (own, _) in self.claim.members.items() if own == arm]
+        return rule.best({n: list(self.results[n].values()) for n in names})[0]
+
+    def run(self, tasks: list[tuple[str, int]]) -> None:
+        """Run what is not finished."""
+        if not tasks:
+            return
+        jobs = [self._job(name, seed) for name, seed in tasks]
+        seeds = list(dict.fromkeys(seed for _, seed in tasks))
+        random.Random(0).shuffle(jobs)  # or the noise of the machine would follow the arms
+        jobs.sort(key=lambda job: seeds.index(job[1]))
+        for name, seed, found, place, seconds in _done(jobs, self.workers):
+            self.results[name][seed] = found
+            self.folders[name, seed] = place
+            if self.progress is not None:
+                done = sum(map(len, self.results.values()))
+                self.progress(done, self.planned, name, seed, seconds)
+
+    def _job(self, name: str, seed: int) -> tuple:
+        """(member, seed, stream, strategy, keys) of one run, its folder of its own as `out`."""
+        stream, strategy, keys = self.claim.keys(name, seed, self.over)
+        arm = self.claim.members[name][0]
+        base = self.claim.arms[arm].get("from")
+        keys["out"] = str(self._folder(name, seed))
+        if base is not None:
+            keys["model.from"] = str(self.folders[base, seed])
+        return name, seed, stream, strategy, keys
+
+    def _folder(self, name: str, seed: int) -> Path:
+        """`<arm>-<hash>`; what a run starts from belongs to its hash."""
+        stream, strategy, keys = self.claim.keys(name, seed, self.over)
+        arm = self.claim.members[name][0]
+        base = self.claim.arms[arm].get("from")
+        same = {k: v for k, v in keys.items() if k != "seed"}
+        same |= {"from": self._folder(base, seed).name} if base is not None else {}
+        text = json.dumps([stream, strategy, same, source_hash(stream, strategy)], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.home / "runs" / f"{arm}-{digest}"
 
 
-def _done(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, int, dict, float]]:
+def _done(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, int, dict, Path, float]]:
     """Every run's results as it ends."""
     n = min(len(jobs), workers or joblib.cpu_count())
     parallel = joblib.Parallel(n, return_as="generator_unordered")
@@ -89,18 +146,18 @@ def _done(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, int, di
         yield from parallel(joblib.delayed(_one)(*job) for job in jobs)
 
 
-def _one(arm: str, seed: int, stream: str, strategy: str, keys: dict) -> tuple:
+def _one(name: str, seed: int, stream: str, strategy: str, keys: dict) -> tuple:
     """One run: taken as it is, gone on with, or begun."""
     started = time.perf_counter()
     folders = [path.parent for path in Path(keys["out"]).glob(f"[!.]*/*/seed{seed}/recipe.yaml")]
     found = resume(folders[0]) if folders else run(stream, strategy, **keys)
-    return arm, seed, load(found.dir).results, time.perf_counter() - started
+    return name, seed, load(found.dir).results, found.dir, time.perf_counter() - started
 
 
-def _document(
-    claim: Claim, judgement: Judgement, seeds: list[int], over: dict, results: Results
-) -> dict:
+def _document(claim: Claim, judgement: Judgement, seeds: list[int], over: dict) -> dict:
     """`verdict.json`."""
+    picked = judgement.chosen
+    results = picked.results
     first = next(iter(results[claim.primary.of].values()))
     return {
         "claim": claim.name,
@@ -119,11 +176,15 @@ def _document(
         "arms": {
             arm: {
                 "needs": results[arm][seeds[0]]["needs"],
-                claim.primary.measure: asdict(e),
+                claim.primary.measure: asdict(judgement.arms[arm])
+                if arm in judgement.arms
+                else None,
+                "chosen": picked.member.get(arm),
+                "unmatched": picked.unmatched.get(arm),
                 "train_seconds": [r["cost"]["train_seconds"] for r in results[arm].values()],
                 "stored_bytes": results[arm][seeds[0]]["cost"]["stored_bytes"],
             }
-            for arm, e in judgement.arms.items()
+            for arm in claim.arms
         },
         "versions": versions(),
         "device": first["device"],

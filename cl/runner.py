@@ -27,7 +27,7 @@ from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals
 from cl.start import adopted, is_trained, last_model
 from cl.state import check_state
-from cl.strategy import HOOKS, NEEDS, REQUIRES, Strategy, claims_of
+from cl.strategy import DOMAINS, HOOKS, NEEDS, REQUIRES, Strategy, claims_of
 from cl.stream import GIVES, Stream
 from cl.tuned import section, settings_for
 
@@ -281,6 +281,7 @@ def _strategies(
         ]
     for strategy in strategies:
         check_contract(strategy)
+        _check_domain(strategy, stream)
     needs = tuple(dict.fromkeys(need for s in strategies for need in s.needs))
     lacking = [need for need in needs if need in GIVES and need not in stream.gives]
     if lacking:
@@ -291,6 +292,18 @@ def _strategies(
     claims_of(strategies)
     check_state(strategies)
     return strategies, needs
+
+
+def _check_domain(strategy: Strategy, stream: Stream) -> None:
+    """Refuse a strategy that is made for other streams. Raises BadValue."""
+    kind = type(strategy)
+    if kind.domains and stream.domain not in kind.domains:
+        made_for = " and ".join(f"{name} ({DOMAINS[name]})" for name in kind.domains)
+        other = kind.instead.get(stream.domain)
+        raise BadValue(
+            f"{name_of(kind)} is made for streams of the domain {made_for}; {stream.name} is of "
+            f"the domain {stream.domain}" + (f", where {other} does its job" if other else "")
+        )
 
 
 def build_strategy(entry: Entry, settings: dict) -> Strategy:
@@ -316,6 +329,9 @@ def check_contract(strategy: Strategy) -> None:
     for need in kind.needs:
         if need not in NEEDS:
             raise ContractError(str(unknown(f"need of {kind.__name__}:", need, NEEDS)))
+    for domain in kind.domains:
+        if domain not in DOMAINS:
+            raise ContractError(str(unknown(f"domain of {kind.__name__}:", domain, DOMAINS)))
     for part in kind.requires:
         if part not in REQUIRES:
             raise ContractError(str(unknown(f"requirement of {kind.__name__}:", part, REQUIRES)))
@@ -357,7 +373,7 @@ def _planned(loop: Loop) -> list[int]:
     """Updates per experience if every experience is trained on its own data."""
     train, planned = loop.train, []
     for e in loop.stream.experiences:
-        n = train.epochs * -(-len(e.train) // train.batch_size)
+        n = train.epochs * len(loop.objective.batches(loop, e.train))
         planned.append(min(n, train.updates or n))
     return planned
 

@@ -13,7 +13,7 @@ takes that ratio as 1. Objectives call `sample` here and nothing of transformers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,13 +96,16 @@ def sample(
     top_p: float = 1.0,
     greedy: bool = False,
     rng: torch.Generator,
+    viable: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Rollout:
     """n completions of every prompt, drawn from softmax(logits / temperature).
 
     prompts: ids, of any lengths; max_new_tokens: eos included, for all or by prompt; top_k: draw
     among the k likeliest, 0 all; top_p: among the likeliest that together reach this probability;
     greedy: take the likeliest, draw nothing from rng (logp is that of temperature and no
-    truncation). Raises BadValue where a prompt and its limit exceed the model's context.
+    truncation); viable(rows [b], ids [b, t]) -> bool [b]: rows that are not are given up, and count
+    as truncated, so that who rejects them anyway saves their other tokens. Raises BadValue where
+    a prompt and its limit exceed the model's context.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     _check(model, prompts, limits, n, temperature, top_k, top_p)
@@ -118,8 +121,9 @@ def sample(
     ends = torch.tensor(model.tokenizer.eos_ids, device=device)
     with frozen(model):
         state = decoder(model, ids, mask, n, steps)
-        tokens, logp = _decode(state, limit, ends, choice)
+        tokens, logp, lost = _decode(state, limit, ends, choice, viable)
     length, truncated = _lengths(tokens, limit, ends)
+    truncated |= lost
     width = int(length.max())
     kept = torch.arange(width, device=device) < length.unsqueeze(1)
     return Rollout(
@@ -192,8 +196,14 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _decode(state: Decoder, limit: Tensor, ends: Tensor, choice: _Choice) -> tuple[Tensor, Tensor]:
-    """(tokens [N, steps], logp [N, steps]); what follows a row's end has no meaning.
+def _decode(
+    state: Decoder,
+    limit: Tensor,
+    ends: Tensor,
+    choice: _Choice,
+    viable: Callable[[Tensor, Tensor], Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens [N, steps], logp [N, steps], given up [N]); after its end a row has no meaning.
 
     limit [N]: new tokens of each row; ends [k]: ids that end one.
     """
@@ -202,10 +212,16 @@ def _decode(state: Decoder, limit: Tensor, ends: Tensor, choice: _Choice) -> tup
     logp = torch.zeros(len(limit), steps, device=limit.device)
     rows = torch.arange(len(limit), device=limit.device)  # of those still in the decoder
     alive = torch.ones_like(rows, dtype=torch.bool)
+    lost = torch.zeros_like(alive)
     for step in range(steps):
         taken, chance = choice.take(state.logits, rows, step)
         tokens[rows, step], logp[rows, step] = taken, chance
         alive &= (taken.unsqueeze(1) != ends).all(1) & (limit[rows] > step + 1)
+        if viable is not None:
+            going = rows[alive]
+            good = viable(going, tokens[going, : step + 1])
+            lost[going[~good]] = True
+            alive[alive.clone()] = good
         left = int(alive.sum())
         if left == 0:
             break
@@ -213,7 +229,7 @@ def _decode(state: Decoder, limit: Tensor, ends: Tensor, choice: _Choice) -> tup
             state.select(alive.nonzero().squeeze(1))
             rows, taken, alive = rows[alive], taken[alive], alive[alive]
         state.advance(taken)
-    return tokens, logp
+    return tokens, logp, lost
 
 
 def _lengths(tokens: Tensor, limit: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:

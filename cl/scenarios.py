@@ -184,9 +184,8 @@ def task_labels(stream: Stream) -> Stream:
     class of its own. Raises BadValue where an experience belongs to no task or to several.
     """
     tasks = [_task_of(stream, e) for e in stream.experiences]
-    order = list(dict.fromkeys(tasks))  # in order of arrival
-    label = {j: k for k, j in enumerate(order)}
-    rename, names = _apart(stream, order)
+    label = {j: k for k, j in enumerate(dict.fromkeys(tasks))}  # in order of arrival
+    rename, names = _apart(stream, list(label))
     pools = _Labels()
     for j, ev in enumerate(stream.evals):
         if j not in label:
@@ -199,14 +198,13 @@ def task_labels(stream: Stream) -> Stream:
 
     def told(item: Experience | Eval, j: int) -> dict:
         classes = tuple(rename[j][c] for c in item.classes)
-        return {"classes": classes, "val": pools.view(item.val), "task_label": label[j]}
+        name, table = ("train", item.train) if isinstance(item, Experience) else ("test", item.test)
+        views = {name: pools.view(table), "val": pools.view(item.val)}
+        return {"classes": classes, "task_label": label[j], **views}
 
-    experiences = [
-        replace(e, train=pools.view(e.train), **told(e, j))
-        for e, j in zip(stream.experiences, tasks, strict=True)
-    ]
+    experiences = [replace(e, **told(e, j)) for e, j in zip(stream.experiences, tasks, strict=True)]
     evals = [
-        replace(ev, test=pools.view(ev.test), chance=1 / len(ev.classes), **told(ev, j))
+        replace(ev, chance=stream.chance(ev.test, ev.classes), **told(ev, j))
         for j, ev in enumerate(stream.evals)
     ]
     return replace(
@@ -214,6 +212,7 @@ def task_labels(stream: Stream) -> Stream:
         experiences=experiences,
         evals=evals,
         class_names=names,
+        accepts=_accepts(stream, rename, len(names)),
         gives=stream.gives | {"task_id_train", "task_id_test"},
         jointly_solvable=True,
     )
@@ -230,6 +229,13 @@ def _apart(stream: Stream, order: list[int]) -> tuple[dict[int, dict[int, int]],
         rename[j] = {c: len(names) + i for i, c in enumerate(own)}
         names += [f"{k}:{stream.class_names[c]}" for c in own]
     return rename, names
+
+
+def _accepts(stream: Stream, rename: dict[int, dict[int, int]], n: int) -> Tensor | None:
+    """What the n new classes are right answers to: what the old ones were."""
+    was = {new: old for own in rename.values() for old, new in own.items()}
+    columns = [was.get(c, c) for c in range(n)]
+    return None if stream.accepts is None else stream.accepts[:, columns]
 
 
 def _task_of(stream: Stream, e: Experience) -> int:
@@ -346,9 +352,15 @@ def by_arrival(stream: Stream) -> Stream:
     evals = []
     for ev in stream.evals:
         classes = names(ev.classes)
-        chance = 1 / int(seen[min(ev.learned_at)]) if ev.learned_at else ev.chance
+        known = arrived[: int(seen[min(ev.learned_at)])] if ev.learned_at else []
+        chance = stream.chance(ev.test, known) if known else ev.chance
         evals.append(
             replace(ev, classes=classes, test=moved(ev.test), val=moved(ev.val), chance=chance)
         )
-    class_names = [stream.class_names[c] for c in arrived]
-    return replace(stream, experiences=experiences, evals=evals, class_names=class_names)
+    return replace(
+        stream,
+        experiences=experiences,
+        evals=evals,
+        class_names=[stream.class_names[c] for c in arrived],
+        accepts=None if stream.accepts is None else stream.accepts[:, arrived],
+    )

@@ -33,6 +33,9 @@ def shift(stream: Stream, kind: str, domains: int, most: float | None, seed: int
         for k, amount in enumerate(amounts)
     ]
     pool = {"x": torch.cat(guises), "y": y.repeat(domains)}
+    if stream.accepts is not None:
+        answer = torch.cat([table.column("answer") for table in parts.values()])
+        pool["answer"] = answer.repeat(domains)
     classes = tuple(range(stream.n_classes))
     experiences, evals = [], []
     for k in range(domains):
@@ -43,7 +46,7 @@ def shift(stream: Stream, kind: str, domains: int, most: float | None, seed: int
         name = f"{k:02d}_{kind}{k}"
         val = views.get("val")
         experiences.append(Experience(k, name, classes, views["train"], val))
-        chance = 1 / len(classes)
+        chance = stream.chance(parts["test"], classes)
         evals.append(Eval(name, classes, views["test"], val, (k,), chance=chance))
     return replace(stream, experiences=experiences, evals=evals)
 

@@ -13,7 +13,7 @@ from cl.registry import find
 
 SHOWS = {
     *("board.py", "check.py", "claims.py", "cli.py", "display.py", "document.py", "measures.py"),
-    *("reproduce.py", "sources.py", "statistics.py", "verdict.py"),
+    *("grids.py", "ledger.py", "reproduce.py", "sources.py", "statistics.py", "verdict.py"),
 }
 
 

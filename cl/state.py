@@ -26,6 +26,7 @@ def state_of(loop: Loop) -> dict:
         "samples_seen": loop.samples_seen,
         "extra_updates": loop.extra_updates,
         "put_back": loop.put_back,
+        "reported": loop.reported,
         "probes": {name: vars(p) for name, p in loop.probes.items() if hasattr(p, "measure")},
         "trained": loop.trained,
         "train_epochs": loop.train_epochs,
@@ -45,6 +46,7 @@ def restore(loop: Loop, state: dict) -> None:
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
     loop.extra_updates = state.get("extra_updates", 0)  # older checkpoints have none of these
     loop.put_back = state.get("put_back")
+    loop.reported = state.get("reported", {})
     for name, saved in state.get("probes", {}).items():
         vars(loop.attach(name)).update(saved)
     loop.train_epochs, loop.train_mb_size = state["train_epochs"], state["train_mb_size"]

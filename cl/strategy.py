@@ -33,6 +33,12 @@ REQUIRES = {
     "tokenizer": "a tokenizer: a language model",
 }
 
+DOMAINS = {
+    "vision": "inputs with labels",
+    "llm": "prompts with answers",
+    "rl": "environments",
+}
+
 # Claims. Defining one of these methods *is* the claim; two claimants are an error at start, so
 # the base class defines none of them.
 #   objective(loop) -> Objective           replaces batches, forward pass, loss and score
@@ -42,12 +48,15 @@ REQUIRES = {
 #   grow(model, n_classes) -> None         adapts the model, idempotent, head width >= n_classes
 CLAIMS = ("objective", "data", "optimizer", "predict", "grow")
 
+# of objectives on a policy's own answers, whenever a batch of them is made
+ROLLOUT_HOOKS = ("before_rollout", "after_rollout", "after_reward", "after_advantage")
 TRAINING_HOOKS = (
     "before_training",
     "before_train_dataset_adaptation",
     "after_train_dataset_adaptation",
     "before_training_exp",
     "before_training_epoch",
+    *ROLLOUT_HOOKS,
     "before_training_iteration",
     "before_forward",
     "after_forward",
@@ -84,6 +93,8 @@ class Strategy:
     # of the scenario, keys of NEEDS; `__init__` may set fewer where settings decide
     needs: tuple[str, ...] = ()
     requires: ClassVar[tuple[str, ...]] = ()  # of the model, keys of REQUIRES
+    domains: ClassVar[tuple[str, ...]] = ()  # of streams, keys of DOMAINS; none: all
+    instead: ClassVar[dict[str, str]] = {}  # {domain: the strategy for this job there}
     loop_class: ClassVar[type | None] = None  # for a library's plug-ins: a loop of their own
 
     def stored_bytes(self, loop: Loop) -> int | None:
@@ -111,6 +122,20 @@ class Strategy:
 
     def before_training_epoch(self, loop: Loop) -> None:
         """An epoch begins. May call: `loop.stop_training()`."""
+
+    # -- per batch of rollouts, with an objective on rewards (`loop.rollouts`, cl/rollouts.py) -----
+
+    def before_rollout(self, loop: Loop) -> None:
+        """Prompts are chosen. May call: `loop.rollouts.add_prompts(rows)`."""
+
+    def after_rollout(self, loop: Loop) -> None:
+        """Answers are drawn."""
+
+    def after_reward(self, loop: Loop) -> None:
+        """`rewards` are there, nan where unscorable. May write: them."""
+
+    def after_advantage(self, loop: Loop) -> None:
+        """`advantages` and `counted` are there. May write: both."""
 
     # -- per update ---------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ so far are always 0..n-1 and a head grows at its end.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -75,6 +75,9 @@ class Stream:
 
     gives: what a strategy may rely on, a subset of `GIVES`; transform: raw inputs to model
     inputs (float32, normalised), None for identity; defaults: {key: value} that fit this stream.
+    accepts: where several answers are right, bool [K, C]: class c is right for a row iff
+    accepts[answer, c], with "answer", int64 in [0, K), a column of every table; "y" is then what
+    a demonstration shows. None: class c is right iff c == y.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Stream:
     defaults: dict = field(default_factory=dict)
     score: str = "accuracy"
     online: bool = False  # one pass, batches scored before they are learned
+    accepts: Tensor | None = None
 
     def __post_init__(self):
         if not self.experiences:
@@ -96,6 +100,8 @@ class Stream:
         unknown_gives = set(self.gives) - set(GIVES)
         if unknown_gives:
             raise BadValue(f"stream {self.name!r} gives {sorted(unknown_gives)}; known: {GIVES}")
+        if self.accepts is not None:
+            self._check_answers(self.accepts)
 
     def __len__(self) -> int:
         return len(self.experiences)
@@ -123,6 +129,32 @@ class Stream:
                 mask[e.task_label, list(e.classes)] = True
         return mask
 
+    def is_right(self, rows: Mapping[str, Tensor], classes: Tensor) -> Tensor:
+        """Which of the classes [B, ...] are right answers to the rows [B]: bool of their shape."""
+        truth = rows["y" if self.accepts is None else "answer"]
+        truth = truth.view(-1, *[1] * (classes.dim() - 1)).expand_as(classes)
+        return classes == truth if self.accepts is None else self.accepts[truth, classes]
+
+    def chance(self, table: Table, classes: Sequence[int]) -> float:
+        """The score on a table's rows of a uniform guess among `classes`, which hold the truth."""
+        if self.accepts is None:
+            return 1 / len(classes)
+        right = self.accepts[:, list(classes)].double().mean(1)  # [K]
+        return float(right[table.column("answer")].mean())
+
+    def _check_answers(self, accepts: Tensor) -> None:
+        """A column of `accepts` for every class, a kind of truth for every row."""
+        if accepts.dtype != torch.bool or accepts.shape[1:] != (self.n_classes,):
+            got = f"{accepts.dtype} {tuple(accepts.shape)}"
+            raise DataError(f"{self.name}: accepts must be bool [K, C={self.n_classes}], got {got}")
+        tables = [t for e in self.experiences for t in (e.train, e.val)]
+        tables += [t for ev in self.evals for t in (ev.test, ev.val)]
+        columns = {id(c): c for t in tables if t is not None for c in [t.columns.get("answer")]}
+        for c in columns.values():
+            if c is None or (len(c) and not 0 <= int(c.min()) <= int(c.max()) < len(accepts)):
+                what = f"a column 'answer' within 0 to {len(accepts) - 1}"
+                raise DataError(f"{self.name}: every table needs {what}, as accepts tells")
+
     def to(self, device: torch.device) -> Stream:
         """This stream with its pools on `device`; pools that were shared stay shared."""
         moved: dict[int, tuple] = {}  # the original is kept alive, so that no id is used twice
@@ -142,6 +174,8 @@ class Stream:
             ev.test, ev.val = move(ev.test), move(ev.val)
         if hasattr(self.transform, "to"):
             self.transform = self.transform.to(device)
+        if self.accepts is not None:
+            self.accepts = self.accepts.to(device)
         return self
 
     def content_hash(self) -> str:
@@ -161,6 +195,8 @@ class Stream:
             digest.update(b"all" if table.index is None else _bytes(table.index))
 
         digest.update(repr((self.domain, self.class_names, self.score)).encode())
+        if self.accepts is not None:
+            digest.update(repr(tuple(self.accepts.shape)).encode() + _bytes(self.accepts))
         for e in self.experiences:
             digest.update(repr((e.index, e.classes, e.task_label)).encode())
             add(e.train)

@@ -1,8 +1,9 @@
 """Text streams: items (a prompt, its gold responses, what the verifier needs) and verifiers.
 
-A text stream holds its items once; the tables of its experiences and evals hold their positions,
-as columns "x" and "y", so that buffers, splits and scenario operators work as on images. What
-tokens an item has is the model's business: text is tokenised when a run begins.
+A text stream holds its items once; the tables of its experiences and evals hold their positions
+as column "x" and the number of their task as "y", so that buffers, splits and scenario operators
+work as on images: a buffer with equal shares per class has them per task. What tokens an item has
+is the model's business: text is tokenised when a run begins.
 
 A verifier has TRL's signature, so that reward functions carry over:
 `f(prompts, completions, **columns) -> list[float | None]`; columns are the items' `meta`, each a
@@ -15,7 +16,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
+
+import torch
 
 from cl.errors import ContractError, DataError
 from cl.stream import Stream
@@ -40,15 +44,23 @@ class TextStream(Stream):
 
     items: all of them; verifiers: {task: verifier}; max_new_tokens: what an answer may take, by
     task, the same for every arm of a comparison [tokens]; formats: {task: whether a completion has
-    the task's form at all}, so that wrong answers and other text are told apart; demonstrations:
-    what SFT shows, the items' responses, or, for `own` and `oracle`, right answers of the base
-    model: training items have no response then, and the loop makes them.
+    the task's form at all}, so that wrong answers and other text are told apart; begins: {task:
+    whether a text can begin an answer that has the form}, which saves samples that can't be right;
+    renderings: up to k different right answers to the item at an index, in any style that the
+    verifier takes: one alone if no other is right.
+
+    demonstrations: what SFT shows: the items' responses, or right answers that the base model
+    gives, `own` one fixed one of an item, `oracle` another at every visit. The objective samples
+    those when a run begins (`cl/demonstrations.py`); the items stay as they are, and a response is
+    what is shown where the model finds no right answer and there are no renderings.
     """
 
     items: list[Item] = field(default_factory=list)
     verifiers: dict[str, Verifier] = field(default_factory=dict)
     max_new_tokens: dict[str, int] = field(default_factory=dict)
     formats: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    begins: dict[str, Callable[[str], bool]] = field(default_factory=dict)
+    renderings: Callable[[int, int, Random], list[str]] | None = None
     demonstrations: str = "canonical"
     failures: int = 0  # completions on which a verifier raised
 
@@ -57,6 +69,10 @@ class TextStream(Stream):
         for item in self.items:
             if item.task not in self.verifiers:
                 raise DataError(f"stream {self.name!r}: task {item.task!r} has no verifier")
+
+    def to(self, device: torch.device) -> TextStream:
+        """This stream: positions of items stay on the CPU, where the items are."""
+        return self
 
     def rewards(self, indices: Sequence[int], completions: Sequence[str]) -> list[float | None]:
         """The reward of one completion for each of the items at `indices`; None: unscorable."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from cl.claims import LEAST_SEEDS, Bar, Claim
+from cl.claims import EVERY, LEAST_SEEDS, Bar, Claim
 from cl.errors import ContractError
-from cl.measures import measure
+from cl.grids import Chosen, Results, chosen
+from cl.measures import explained, measure
 from cl.statistics import Estimate, estimate, holm, tail
 
 VERDICTS = ("reproduced", "differs", "inconclusive", "not attempted")
 LEVEL = 0.95
-
-Results = dict[str, dict[int, dict]]  # {arm: {seed: results.json}}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All of a claim; `reason` says why the verdict is not the primary bar's."""
+    """All of a claim; `reason` says why the verdict is not the primary bar's.
+
+    chosen: of every arm the runs that were judged.
+    """
 
     verdict: str
     reason: str
@@ -37,21 +40,31 @@ class Judgement:
     controls: list[Judged]
     null: Judged
     arms: dict[str, Estimate]
+    chosen: Chosen
 
 
-def judge(claim: Claim, results: Results, *, quick: bool = False) -> Judgement:
+def judge(
+    claim: Claim, results: Results, *, quick: bool = False, seeds: Sequence[int] | None = None
+) -> Judgement:
     """Judge every bar; the primary one decides.
 
     Interval of the paired differences over seeds (ratios: of their logarithms). The other bars
     are corrected for their number (Holm). A null control that clears its bar takes the verdict
-    `reproduced` away: what shows where it can't be is not the claimed effect.
+    `reproduced` away: what shows where it can't be is not the claimed effect. So does an arm of
+    either that is unmatched (`cl/grids.py`). results: of every member; seeds: those reported.
     """
-    primary = _judged(claim.primary, results)
-    null = _judged(claim.null_control, results)
-    verdict, reason = primary.verdict, ""
-    if verdict == "reproduced" and null.verdict == "reproduced":
-        verdict = "inconclusive"
-        reason = f"the null control shows the effect too ({claim.null_control.title})"
+    seeds = list(results[next(iter(claim.members))]) if seeds is None else seeds
+    picked = chosen(claim, results, seeds)
+    bases = {arm.get("from") for arm in claim.arms.values()}  # they precede what is compared
+    every = {n: results[n] for n, (arm, _) in claim.members.items() if arm not in bases}
+
+    def judged(bar: Bar) -> Judged:
+        found = _judged(bar, picked.results, every)
+        lacking = any(arm in picked.unmatched for arm in bar.arms) and found.verdict != "reported"
+        return replace(found, verdict="inconclusive") if lacking else found
+
+    primary, null = judged(claim.primary), judged(claim.null_control)
+    verdict, reason = _conclusion(claim, primary, null, picked)
     if quick or len(primary.values) < LEAST_SEEDS:
         n = len(primary.values)
         reason = "--quick only tries everything out" if quick else f"{n} seeds are too few"
@@ -60,18 +73,47 @@ def judge(claim: Claim, results: Results, *, quick: bool = False) -> Judgement:
         verdict,
         reason,
         primary,
-        _corrected([_judged(bar, results) for bar in claim.bars]),
-        [_judged(bar, results) for bar in claim.controls],
+        _corrected([judged(bar) for bar in claim.bars]),
+        [judged(bar) for bar in claim.controls],
         null,
-        {
-            arm: estimate([measure(claim.primary.measure, r) for r in by_seed.values()])
-            for arm, by_seed in results.items()
-        },
+        _by_arm(claim.primary.measure, picked.results),
+        picked,
     )
 
 
-def values(bar: Bar, results: Results) -> list[float]:
-    """One number per seed. Raises ContractError where a ratio has no meaning."""
+def _conclusion(claim: Claim, primary: Judged, null: Judged, picked: Chosen) -> tuple[str, str]:
+    """(verdict, why it is not the primary bar's)."""
+    arms = *claim.primary.arms, *claim.null_control.arms
+    unmatched = [arm for arm in dict.fromkeys(arms) if arm in picked.unmatched]
+    if unmatched:
+        arm = unmatched[0]
+        seeds = ", ".join(map(str, picked.unmatched[arm]))
+        missed = f"{arm}: no setting of its grid reaches {claim.choice(arm).condition}"
+        return "inconclusive", f"{missed} (seeds {seeds})"
+    if primary.verdict == null.verdict == "reproduced":
+        shown = f"the null control shows the effect too ({claim.null_control.title})"
+        return "inconclusive", shown
+    return primary.verdict, ""
+
+
+def _by_arm(name: str, results: Results) -> dict[str, Estimate]:
+    """The primary measure of each arm that has it."""
+    found = {}
+    for arm, by_seed in results.items():
+        try:
+            found[arm] = estimate([measure(name, r) for r in by_seed.values()])
+        except ContractError:  # an arm that others start from need not have it
+            continue
+    return found
+
+
+def values(bar: Bar, results: Results, every: Results | None = None) -> list[float]:
+    """One number per seed, of the runs that are judged, or of `every` run for a fit.
+
+    Raises ContractError where a ratio or a fit has no meaning.
+    """
+    if bar.of == EVERY:
+        return _fits(bar.measure, every or results, list(next(iter(results.values()))))
     own = results[bar.of]
     found = [measure(bar.measure, own[seed]) for seed in own]
     other = bar.minus or bar.over
@@ -85,13 +127,28 @@ def values(bar: Bar, results: Results) -> list[float]:
     return [a / b for a, b in zip(found, paired, strict=True)]
 
 
+def _fits(name: str, every: Results, seeds: Sequence[int]) -> list[float]:
+    """R^2 per seed over all runs that have both measures."""
+    y, _, x = name.removeprefix("r2:").partition("~")
+    found = []
+    for seed in seeds:
+        pairs = []
+        for by_seed in every.values():
+            try:
+                pairs.append((measure(x, by_seed[seed]), measure(y, by_seed[seed])))
+            except (ContractError, KeyError):  # a base, or not run on this seed
+                continue
+        found.append(explained(*zip(*pairs, strict=True)) if pairs else explained([], []))
+    return found
+
+
 def _scaled(bar: Bar, x: float) -> float:
     """Where intervals are taken: ratios on a log scale."""
     return math.log(x) if bar.over else x
 
 
-def _judged(bar: Bar, results: Results) -> Judged:
-    found = values(bar, results)
+def _judged(bar: Bar, results: Results, every: Results | None = None) -> Judged:
+    found = values(bar, results, every)
     e = estimate([_scaled(bar, v) for v in found], LEVEL)
     if bar.over:
         e = Estimate(*(math.exp(min(v, 700)) for v in (e.mean, e.low, e.high)), e.n)

@@ -37,6 +37,8 @@ class AGEM(Strategy):
     """One averaged gradient constraint."""
 
     needs = ("buffer",)
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

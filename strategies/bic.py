@@ -56,6 +56,8 @@ class BiC(Strategy):
 
     needs = ("boundaries", "buffer")
     requires = ("features", "head")
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class ContinualBackprop(Strategy):
     """Continual backpropagation."""
 
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(
         self,

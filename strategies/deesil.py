@@ -38,6 +38,7 @@ class DeeSIL(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head", "normalize")
+    domains = ("vision",)
 
     def __init__(
         self,

@@ -43,6 +43,8 @@ class DER(Strategy):
     """Replay of logits."""
 
     needs = ("buffer",)
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class DERpp(Strategy):
     """Replay of logits and labels."""
 
     needs = ("buffer",)
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -39,6 +39,8 @@ class ERACE(Strategy):
     """Experience replay with asymmetric cross-entropy."""
 
     needs = ("buffer",)
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -16,10 +16,12 @@ Defaults  lam, fisher_samples: ours; the paper's lam is 400 on Atari. With SGD a
 Departs   F of parameters that are trained at the experience's end, the growing head included (the
           paper's tasks have heads of their own or share all outputs); new head rows are free;
           F in evaluation mode, without augmentation (the paper does not say); fisher=true is the
-          empirical Fisher, fisher=sampled one draw of y from the model per row
+          empirical Fisher, fisher=sampled one draw of y from the model per row. Text: p(y|x) is
+          p(response | prompt), its log the sum over the response's tokens; a row is a prompt with
+          its gold response, or, sampled, with an answer of the model's (one row at a time)
 Parameters
     lam             pull towards old weights; 0 is naive [1]
-    fisher          labels in F: true (the data's) or sampled (drawn from the model's prediction)
+    fisher          labels, or responses, in F: true (the data's) or sampled (drawn from the model)
     fisher_samples  rows in each experience's F; none is all [rows]
 """
 
@@ -31,7 +33,7 @@ import torch
 import torch.nn.functional as F
 
 from cl.config import Range
-from cl.importance import accumulated, evaluation_rows, grown, mean_gradient, quadratic, values
+from cl.importance import accumulated, grown, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -63,27 +65,16 @@ class EWC(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
         rng = loop.rng("ewc.fisher")
-        rows = evaluation_rows(loop, self.fisher_samples, rng)
-        if self.fisher == "sampled":
-            rows = with_drawn_labels(loop, rows, rng)
 
         def log_likelihood(logits, y, task_id):
-            return -F.cross_entropy(loop.restricted(logits, task_id), y)
+            return -F.cross_entropy(loop.restricted(logits, task_id), y, reduction="sum")
 
-        fisher = mean_gradient(loop.model, rows, log_likelihood, power=2)
+        drawn = self.fisher == "sampled"
+        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood, 2, drawn=drawn)
         if self.F is None:
             self.F, self.mean, self.offset = {}, {}, torch.zeros((), device=loop.device)
         self.F, self.mean, more = folded(self.F, self.mean, fisher, values(loop.model))
         self.offset = self.offset + more
-
-
-def with_drawn_labels(loop, rows, rng):
-    """The same rows, their labels drawn from the model's softmax."""
-    for x, _, task_id in rows:
-        with torch.no_grad():
-            p = loop.restricted(loop.model(x), task_id).softmax(1)  # [B, C]
-        y = torch.multinomial(p.float().cpu(), 1, generator=rng)[:, 0]
-        yield x, y.to(x.device), task_id
 
 
 def folded(F1, mean1, F2, theta):

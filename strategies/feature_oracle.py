@@ -35,6 +35,7 @@ class FeatureOracle(Strategy):
 
     needs = ("buffer", "boundaries")
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class FeCAM(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(
         self,

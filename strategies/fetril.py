@@ -54,6 +54,7 @@ class FeTrIL(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head", "normalize")
+    domains = ("vision",)
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class GEM(Strategy):
     """One gradient constraint per past experience."""
 
     needs = ("boundaries", "buffer")
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class ICaRL(Strategy):
 
     needs = ("boundaries", "buffer")
     requires = ("features",)
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ Loss      L + lam * ||theta - theta_0||^2      (section 3; no factor 1/2, which 
           has: its lam is half as strong)
 State     theta_0: {name: tensor of the parameter's shape}, every parameter's initial values
 Needs     nothing: boundaries are not used. What it gives up for plasticity it does not protect
-          from forgetting: on class-incremental streams expect no more than `naive` keeps
+          from forgetting: on class-incremental streams expect no more than `naive` keeps. Where
+          the start is a trained model, l2sp holds it
 Defaults  lam=0.001 (ours; the paper tunes over 1e-2, 1e-3, 1e-4, 1e-5)
 Departs   head columns that are grown later are anchored at their own initial values (in the paper
           the head does not grow); frozen parameters are left out; layer norms count (not in the

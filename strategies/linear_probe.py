@@ -28,6 +28,7 @@ class LinearProbe(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(self, *, adapt: Literal["none", "first"] = "none"):
         self.adapt = adapt

@@ -37,6 +37,8 @@ class LwF(Strategy):
     """Learning without forgetting."""
 
     needs = ("boundaries",)
+    domains = ("vision",)
+    instead = {"llm": "distill"}
 
     def __init__(
         self,

@@ -12,7 +12,8 @@ Defaults  lam, samples: ours. The paper has lam=1 and all rows, which diverges o
 Departs   Omega of all that is trained, the growing head included (the paper shares layers and has
           a head per task); new head rows are free; Omega is summed over experiences, of which
           the paper says that it accumulates; in evaluation mode, without augmentation, on
-          training rows (the paper also takes test rows); its local, Hebbian form is left out
+          training rows (the paper also takes test rows); its local, Hebbian form is left out.
+          Text: f(x) are the logits that predict the gold response's tokens, all of them together
 Parameters
     lam      pull towards the latest weights; 0 is naive [1]
     samples  rows in each experience's Omega; none is all [rows]
@@ -23,7 +24,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from cl.config import Range
-from cl.importance import accumulated, evaluation_rows, mean_gradient, quadratic, values
+from cl.importance import accumulated, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -57,6 +58,5 @@ class MAS(Strategy):
             own = loop.restricted(logits, task_id)  # -inf outside the row's task
             return own.masked_fill(own.isinf(), 0).square().sum()
 
-        rows = evaluation_rows(loop, self.samples, loop.rng("mas.rows"))
-        sensitivity = mean_gradient(loop.model, rows, squared_norm, power=1)
-        self.Omega, self.theta = accumulated(self.Omega, sensitivity), values(loop.model)
+        moved = sensitivity(loop, self.samples, loop.rng("mas.rows"), squared_norm, 1)
+        self.Omega, self.theta = accumulated(self.Omega, moved), values(loop.model)

@@ -42,6 +42,7 @@ class NCM(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head", "normalize")
+    domains = ("vision",)
 
     def __init__(
         self,

@@ -15,11 +15,11 @@ Departs   the paper pulls a knowledge base while an active column is distilled i
           the penalty is added to the loss of learning itself; lam is not in eq. 8 (there it
           is 1); normalise=false, while the paper would have tasks count equally (true divides
           each F by its mean over all weights); new head rows are free; F in evaluation mode,
-          without augmentation; fisher=true is the empirical Fisher
+          without augmentation; fisher=true is the empirical Fisher. Text: as `cl describe ewc`
 Parameters
     lam             pull towards the latest weights; 0 is naive [1]
     gamma           share of the past Fisher that is kept per experience; 1 keeps all [1]
-    fisher          labels in F: true (the data's) or sampled (drawn from the model's prediction)
+    fisher          labels, or responses, in F: true (the data's) or sampled (drawn from the model)
     fisher_samples  rows in each experience's F; none is all [rows]
     normalise       divide each experience's F by its mean
 """
@@ -28,11 +28,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 
 from cl.config import Range
-from cl.importance import accumulated, evaluation_rows, mean_gradient, quadratic, values
+from cl.importance import accumulated, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -67,25 +66,14 @@ class OnlineEWC(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
         rng = loop.rng("online_ewc.fisher")
-        rows = evaluation_rows(loop, self.fisher_samples, rng)
-        if self.fisher == "sampled":
-            rows = with_drawn_labels(loop, rows, rng)
 
         def log_likelihood(logits, y, task_id):
-            return -F.cross_entropy(loop.restricted(logits, task_id), y)
+            return -F.cross_entropy(loop.restricted(logits, task_id), y, reduction="sum")
 
-        fisher = mean_gradient(loop.model, rows, log_likelihood, power=2)
+        drawn = self.fisher == "sampled"
+        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood, 2, drawn=drawn)
         fisher = of_mean_one(fisher) if self.normalise else fisher
         self.F, self.theta = accumulated(self.F, fisher, self.gamma), values(loop.model)
-
-
-def with_drawn_labels(loop, rows, rng):
-    """The same rows, their labels drawn from the model's softmax."""
-    for x, _, task_id in rows:
-        with torch.no_grad():
-            p = loop.restricted(loop.model(x), task_id).softmax(1)  # [B, C]
-        y = torch.multinomial(p.float().cpu(), 1, generator=rng)[:, 0]
-        yield x, y.to(x.device), task_id
 
 
 def of_mean_one(fisher):

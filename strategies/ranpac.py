@@ -49,6 +49,7 @@ class RanPAC(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(
         self,

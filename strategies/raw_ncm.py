@@ -19,6 +19,8 @@ from cl.strategy import Strategy
 class RawNCM(Strategy):
     """Nearest class mean in input space."""
 
+    domains = ("vision",)
+
     def __init__(self):
         self.sums = None  # float64 [C, F]
         self.counts = None  # float64 [C]

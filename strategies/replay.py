@@ -8,14 +8,18 @@ Needs     a buffer
 Defaults  200 exemplars, equal shares per class
 Departs   a row that arrives twice (recurring streams) may be held twice; ER's reservoir is
           policy=reservoir (filled during each experience's first epoch)
+          Text: a row is a prompt, its class the task. Under sft its gold response is replayed,
+          whatever the model would say
 Parameters
-    size        exemplars stored in all [rows]
+    size        exemplars stored in all [rows], or, below 1, their share of all training rows of the
+                stream (0.01: one row in a hundred, rounded up; needs stream_length) [1]
     policy      class_balanced (filled at each experience's end) or reservoir
     batch_size  exemplars added to each batch; none is train.batch_size [rows]
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from cl.config import Range
@@ -32,16 +36,28 @@ class Replay(Strategy):
     def __init__(
         self,
         *,
-        size: Annotated[int, Range(min=1)] = 200,
+        size: Annotated[int, Range(min=1)] | Annotated[float, Range(above=0, below=1)] = 200,
         policy: Literal["class_balanced", "reservoir"] = "class_balanced",
         batch_size: Annotated[int, Range(min=1)] | None = None,
     ):
+        self.needs = ("buffer", "stream_length") if size < 1 else ("buffer",)
         self.size, self.policy, self.batch_size = size, policy, batch_size
         self.drawn = None  # the stored rows of the running update
 
+    def before_rollout(self, loop):
+        """With rewards: stored prompts are answered anew, as many as new ones."""
+        buffer, new = self._buffer(loop), dict(loop.rollouts.rows)
+        if len(buffer):
+            n = self.batch_size or loop.rollouts.n_prompts
+            loop.rollouts.add_prompts(buffer.draw(n, loop.rng("replay")))
+        if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
+            self._store(loop, new)
+
     def before_training_iteration(self, loop):
         """Draw the update's stored rows."""
-        buffer = loop.buffer("replay", self.size, self.policy)
+        if loop.rollouts is not None:
+            return
+        buffer = self._buffer(loop)
         n = self.batch_size or loop.train_mb_size
         self.drawn = buffer.draw(n, loop.rng("replay")) if len(buffer) else None
 
@@ -54,6 +70,8 @@ class Replay(Strategy):
     def after_training_iteration(self, loop):
         """Reservoir: offer each row once, in the first epoch."""
         self.drawn = None
+        if loop.rollouts is not None:
+            return
         if self.policy == "reservoir" and loop.clock.train_exp_epochs == 0:
             self._store(loop, loop.adapted_dataset.rows(loop.mb_index))
 
@@ -64,4 +82,10 @@ class Replay(Strategy):
             self._store(loop, {name: data.column(name) for name in data.columns})
 
     def _store(self, loop, rows):
-        loop.buffer("replay", self.size, self.policy).add(rows, loop.rng("replay.store"))
+        self._buffer(loop).add(rows, loop.rng("replay.store"))
+
+    def _buffer(self, loop):
+        size = self.size
+        if size < 1:
+            size = math.ceil(size * sum(len(e.train) for e in loop.stream.experiences) - 1e-9)
+        return loop.buffer("replay", size, self.policy)

@@ -40,6 +40,7 @@ class SimpleCIL(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head", "normalize")
+    domains = ("vision",)
 
     def __init__(self, *, adapt: Literal["none", "first"] = "none"):
         self.adapt = adapt

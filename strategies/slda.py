@@ -47,6 +47,7 @@ class SLDA(Strategy):
 
     needs = ("boundaries",)
     requires = ("features", "head")
+    domains = ("vision",)
 
     def __init__(
         self,

@@ -47,6 +47,8 @@ class WA(Strategy):
 
     needs = ("boundaries", "buffer")
     requires = ("features", "head")
+    domains = ("vision",)
+    instead = {"llm": "replay"}
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -22,6 +22,12 @@ ALPHABET = " " + string.ascii_lowercase + string.digits + ".,:;?!=+-*/<>()[]'_#|
 MAX_PROMPT, MAX_ANSWER = 32, 16  # characters
 NUMBER = "[0-9]{1,8}"
 LETTERS = "[a-z](?:[ ,]?[a-z]){0,7}"  # as one word, or apart
+# of these forms: what an answer begins with, spaces around it aside; more ways to write a plain one
+BEGINS = {NUMBER: r"[0-9]{0,8}\s*", LETTERS: rf"(?:{LETTERS},?)?\s*"}
+STYLES: dict[str, tuple[Callable[[str], str], ...]] = {
+    NUMBER: ("{:0>4}".format, "{:0>6}".format),
+    LETTERS: (",".join, " ".join),
+}
 
 Given = dict[str, Any]
 
@@ -66,6 +72,21 @@ class Task:
     def guess(self, given: Given, rng: Random) -> str:
         """A plain answer that is well formed and knows nothing more."""
         raise NotImplementedError
+
+    def renderings(self, given: Given, k: int, rng: Random) -> list[str]:
+        """Up to k different right answers, half of them plain."""
+        found = dict.fromkeys([self.canonical(given), self.foreign(given)][:k])
+        for trial in range(8 * k):
+            if len(found) >= k or self.single:
+                break
+            style = str if trial % 2 else rng.choice(STYLES.get(self.form, (str,)))
+            found.setdefault(style(self.any(given, rng)))
+        return list(found)
+
+    def begins(self, text: str) -> bool:
+        """Whether a completion that begins so can still look like an answer."""
+        begin = BEGINS.get(self.form)
+        return begin is None or re.fullmatch(begin, text.lstrip()) is not None
 
     def well_formed(self, completion: str) -> bool:
         """Whether a completion looks like an answer at all; spaces around it don't matter."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -47,8 +47,9 @@ def text_stream(
 
     for part in (*taught, *held_out):
         indices.append([rows(part.train), rows(part.val), rows(part.test)])
-    position = torch.arange(len(items))
-    pool = {"x": position, "y": position}
+    number = {task: k for k, task in enumerate(dict.fromkeys(item.task for item in items))}
+    tasks = torch.tensor([number[item.task] for item in items])
+    pool = {"x": torch.arange(len(items)), "y": tasks}
     for k, (part, index) in enumerate(zip((*taught, *held_out), indices, strict=True)):
         train, val, test = (Table(pool, i) for i in index)
         val = val if part.val else None
@@ -58,9 +59,6 @@ def text_stream(
             experiences.append(Experience(k, title, (), train, val))
         at, kind = ((k,), "stream") if learned else ((), "held_out")
         evals.append(Eval(title, (), test, val, at, kind, part.chance))
-    made = fields.get("demonstrations") in ("own", "oracle")  # by the loop, from the base model
-    for k in torch.cat([index[0] for index in indices]).tolist() if made else ():
-        items[k] = replace(items[k], responses=())
     fields["defaults"] = DEFAULTS | fields.get("defaults", {})
     return TextStream(
         name, "llm", experiences, evals, (), [], score="exact_match", items=items, **fields

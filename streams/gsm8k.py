@@ -10,7 +10,9 @@ Parameters
     path            folder that holds the two files
     responses       solution: worked out, as in the file; number: `#### n` alone
     calculator      keep the file's <<48/2=24>> notes in solutions
-    demonstrations  canonical: those responses; own or oracle: right ones of the base model
+    demonstrations  canonical: those responses; own or oracle: right ones of the base model, one of
+                    up to 64 samples or another at every visit; a problem without any shows the
+                    file's, and the log tells how many do
     n_train         at most so many training problems, drawn by seed; none: all [prompts]
     n_test          at most so many test problems, drawn by seed; none: all [prompts]
     val             share of the training problems held out for validation [1]

@@ -18,7 +18,9 @@ Parameters
     verifier        exact, numeric, marked, or path/to/file.py:function
     prompt          name of the field that holds the prompt
     answer          name of the field that holds the answer
-    demonstrations  canonical: the answers of the file; own or oracle: right ones of the base model
+    demonstrations  canonical: the answers of the file; own or oracle: right ones of the base
+                    model, one of up to 64 samples or another at every visit; a prompt without any
+                    shows the file's, and the log tells how many do
     n_train         at most so many training rows per task, drawn by seed [rows]
     n_test          at most so many test rows per task, drawn by seed [rows]
     val             share of the training rows for validation where there is no eval.json [1]

@@ -11,7 +11,9 @@ Demonstrations  canonical  a natural teacher: one fixed choice in the plain styl
                 foreign    another choice in a style unlike the base model's, the hard end
                 own        right answers sampled from the base model, one fixed one per prompt
                 oracle     right answers as the base model would give them, drawn anew
-          the last two need the model and are made when a run begins
+          the last two are made when a run begins, up to 64 samples per prompt. Where none is
+          right own takes the likeliest of 16 renderings (right answers in all accepted styles),
+          oracle draws among them as the base does; the log tells how many
 Verifier  1.0 for every right answer in every style that the task allows, else 0.0; what does not
           look like an answer is a format failure. chance: random answers of the right form
 Splits    a quarter of all prompts, by hash and whatever the seed, are for validation and test: the
@@ -31,6 +33,7 @@ Parameters
 
 from __future__ import annotations
 
+from random import Random
 from typing import Annotated, Literal
 
 from cl.config import Range
@@ -86,16 +89,24 @@ def skills(
     parts = [_part(known[name], sizes, demonstrations, seed) for name in chosen]
     sizes = sizes | {"stream.n_train": 0}
     held_out = [_part(known[name], sizes, "canonical", seed) for name in skills]
-    return text_stream(
+
+    def renderings(index: int, k: int, rng: Random) -> list[str]:
+        item = stream.items[index]
+        return known[item.task].renderings(item.meta, k, rng)
+
+    stream = text_stream(
         "skills",
         parts,
         held_out,
         verifiers={t.name: Verify(t) for t in used},
         formats={t.name: t.well_formed for t in used},
+        begins={t.name: t.begins for t in used},
+        renderings=renderings,
         max_new_tokens={t.name: MAX_ANSWER + 1 for t in used},  # and what ends an answer
         demonstrations=demonstrations,
         defaults={"model": "tiny", "train.updates": 100, "train.epochs": 100},
     )
+    return stream
 
 
 def _part(task: Task, sizes: dict[str, int], demonstrations: str, seed: int) -> Part:

@@ -116,3 +116,35 @@ def assert_same_weights(left, right):
     assert left.keys() == right.keys()
     differing = [name for name in left if not torch.equal(left[name], right[name])]
     assert not differing, f"weights differ: {differing}"
+
+
+def start_of_a_run():
+    """Weights that `tiny` starts from, drawn at random, in a run of seed 0."""
+    seed_globals(0)
+    return weights(build("tiny", (), {"pretrained": False}))
+
+
+def bigram_model(following):
+    """A `tiny` that is a bigram table: {character: {next character, or "" for the end: share}}.
+
+    Layers add nothing, the head holds the table's rows; what is not named has probability e^-30.
+    """
+    model = build("tiny", (), {"pretrained": False})
+    tokenizer = model.tokenizer
+    size = tokenizer.vocab_size
+    table = torch.full((size, size), -30.0)
+    for character, shares in following.items():
+        (row,) = tokenizer.encode(character)
+        for symbol, share in shares.items():
+            column = tokenizer.encode(symbol)[0] if symbol else tokenizer.eos_ids[0]
+            table[row, column] = torch.tensor(share).log()
+    with torch.no_grad():
+        for layer in model.lm.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        width = model.lm.config.hidden_size
+        model.lm.model.embed_tokens.weight.copy_(torch.eye(size, width))
+        # the norm divides a one-hot vector by its root mean square, 1 / sqrt(width)
+        model.lm.lm_head.weight.zero_()
+        model.lm.lm_head.weight[:, :size] = table.T / width**0.5
+    return model

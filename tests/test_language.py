@@ -19,8 +19,10 @@ from cl.errors import BadValue, DataError, RunError
 from cl.models import build, grow, rebuild
 from cl.models.anatomy import anatomy, blocks
 from cl.models.language import LanguageModel, next_logp, positions, token_logp
+from cl.objectives._policy_gradient import advantages, clipped
+from cl.objectives._tokens import aggregate
 from cl.request import Request
-from cl.sampling import completion_logp, left_padded, sample, truncate
+from cl.sampling import Rollout, completion_logp, left_padded, sample, truncate
 from cl.seeding import global_state, seed_globals
 from cl.start import adopted
 from cl.state import restore_model
@@ -429,6 +431,34 @@ def test_g25_a_completion_of_eos_alone_is_legal(models):
     assert not rollout.truncated.any()
     assert model.tokenizer.decode([2]) == "" and model.tokenizer.response_ids("") == [2]
     assert completion_logp(model, rollout).shape == (8, 1)
+
+
+def test_g21_a_reward_for_stopping_raises_the_probability_of_the_end():
+    """Hand-made completions of one prompt, rewarded where they end at once."""
+    model = tiny()
+    eos, other = model.tokenizer.eos_ids[0], 7
+    prompt = torch.tensor([model.tokenizer.prompt_ids("a")] * 4)
+    said = torch.tensor([[eos, 0], [other, eos], [eos, 0], [other, other]])
+    mask = torch.tensor([[1, 0], [1, 1], [1, 0], [1, 1]]).bool()
+    whole = torch.ones_like(prompt).bool()
+    group, truncated = torch.zeros(4).long(), torch.tensor([False, False, False, True])
+    rollout = Rollout(prompt, whole, said, mask, torch.zeros(4, 2), truncated, group)
+    rewards = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    def chance():
+        row = model(prompt[:1], whole[:1])[0, -1].log_softmax(-1)
+        return row[eos].exp().item(), row[other].exp().item()
+
+    before = chance()
+    A, counted = advantages(rewards, group, "grpo")
+    assert counted.all()
+    loss, _ = clipped(completion_logp(model, rollout), None, A, mask, low=0.2, high=0.2)
+    aggregate(loss, mask, "token_mean").backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 1e-4 * p.grad
+    after = chance()
+    assert after[0] > before[0] and after[1] < before[1]
 
 
 def test_lengths_are_those_of_a_geometric_distribution(models):

@@ -145,3 +145,25 @@ def test_a_single_experience_has_no_past():
     )
     assert summary["forgetting"] is None and summary["backward_transfer"] is None
     assert "before the last experience" in reasons["forgetting"]
+
+
+def test_held_out_is_the_mean_over_evals_that_nothing_teaches():
+    evals = [(0,), (), (1,), ()]
+    rows = np.array([[0.9, 0.7, NAN, 0.4], [0.6, 0.5, 0.8, NAN], [0.6, 0.5, 0.8, 0.1]])
+    settings = {"learned_at": evals, "n": [10] * 4, "chance": [0.0] * 4, "steps": []}
+    settings |= {"b": [0.1, 0.9, 0.2, 0.7], "eval_every": None, "shares": True}
+    summary, reasons = metrics.summarise(rows, **settings)
+    assert summary["held_out"] == [pytest.approx(0.55), None, pytest.approx(0.3)]
+    assert summary["held_out_before"] == pytest.approx(0.8)
+    assert reasons["held_out[1]"] == metrics.CELL
+    first = metrics.summarise(rows[:1], **settings)
+    assert metrics.summarise(rows, **settings, before=first) == (summary, reasons)
+    settings["b"] = [NAN] * 4
+    assert "before training" in metrics.summarise(rows, **settings)[1]["held_out_before"]
+
+
+def test_without_a_held_out_eval_there_is_no_curve_of_them():
+    settings = {"learned_at": ONCE, "n": N, "chance": CHANCE, "steps": [], "b": [NAN] * 3}
+    summary, reasons = metrics.summarise(R, **settings, eval_every=None, shares=True)
+    assert summary["held_out"] is None and summary["held_out_before"] is None
+    assert "taught" in reasons["held_out"] and "held_out[0]" not in reasons

@@ -70,6 +70,8 @@ METRICS = [
     "anytime_accuracy",
     "prequential_accuracy",
     "prequential_area",
+    "held_out",
+    "held_out_before",
 ]
 COST = [
     "train_seconds",

@@ -195,8 +195,9 @@ def test_many_bars_are_corrected_for_their_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(claims()))
-def test_a_claim_with_its_labels_swapped_is_never_reproduced(name):
+def test_a_claim_with_its_labels_swapped_is_never_reproduced(name, monkeypatch):
     """Whatever comes out: a superiority can't hold both ways."""
+    monkeypatch.setattr("cl.verdict.measure", lambda measure, found: found["metrics"][measure])
     claim = load(name)
     rng = np.random.default_rng(0)
     bar = claim.primary

@@ -222,7 +222,7 @@ def test_the_stream_teaches_tasks_and_scores_skills_beside_them():
     assert [len(e.train) for e in stream.experiences] == [20] * 3
     assert {(len(ev.val), len(ev.test)) for ev in stream.evals} == {(5, 10)}
     for table, task in [(e.train, e.name[3:]) for e in stream.experiences]:
-        assert {stream.items[i].task for i in table.column("y").tolist()} == {task}
+        assert {stream.items[i].task for i in table.column("x").tolist()} == {task}
     assert set(stream.max_new_tokens.values()) == {MAX_ANSWER + 1}
 
 
@@ -284,7 +284,7 @@ def test_test_prompts_do_not_depend_on_how_many_others_there_are():
     assert [t[:7] for t in tests()] == tests(n_test=7)
 
 
-def test_demonstrations_are_the_first_response_and_own_ones_are_left_to_the_loop():
+def test_demonstrations_are_the_first_response_and_own_ones_are_left_to_the_objective():
     asked = {"n": 100}
     for kind, expected in {"canonical": "101", "foreign": "000200"}.items():
         stream = skills(tasks=["above"], skills=[], demonstrations=kind, n_train=600)
@@ -295,7 +295,9 @@ def test_demonstrations_are_the_first_response_and_own_ones_are_left_to_the_loop
         stream = skills(demonstrations=kind, **SMALL)
         assert stream.demonstrations == kind
         learned = {k for e in stream.experiences for k in e.train.column("x").tolist()}
-        assert all((k in learned) == (not i.responses) for k, i in enumerate(stream.items))
+        # what stands in where the model has no right answer: the canonical one
+        plain = skills(**SMALL).items
+        assert all(stream.items[k].responses == plain[k].responses for k in learned)
     assert apply(stream, Scenario(cycles=2), 0).demonstrations == "oracle"
 
 
@@ -628,4 +630,4 @@ def test_text_streams_are_found_by_name_and_described_without_importing_them(cap
 def test_text_streams_move_to_a_device_as_one_pool():
     stream = skills(**SMALL).to(torch.device("cpu"))
     pools = {id(e.train.columns["x"]) for e in stream.experiences}
-    assert len(pools | {id(ev.test.columns["y"]) for ev in stream.evals}) == 1
+    assert len(pools | {id(ev.test.columns["x"]) for ev in stream.evals}) == 1

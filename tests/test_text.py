@@ -194,10 +194,10 @@ def test_measuring_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     "arguments,said",
     [
-        (["skills", "fetril"], "features"),
+        (["skills", "fetril"], "fetril is made for streams of the domain vision"),
         (["skills", "sft", "stream.online=true"], "stream.online acts on classes"),
         (["skills", "sft", "stream.task_free=4"], "stream.task_free acts on classes"),
-        (["skills", "sft", "stream.demonstrations=own"], "no response to learn from"),
+        (["skills", "s3ft", "strategy.rewrite=all", "strategy.paraphrase=false"], "rewrite=all"),
         (["skills", "sft", "model=small_cnn"], "language model"),
         (["split_digits", "naive", "model=tiny"], "language model"),
         (["split_digits", "sft", "strategy.learn=all"], "text stream"),

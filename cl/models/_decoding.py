@@ -21,7 +21,9 @@ ROPES = ("default", "linear", "llama3", "yarn")  # whose angles do not depend on
 class Decoder:
     """n rows per prompt in decoding: the cache, its mask, and logits [b, V] of the next token.
 
-    ids, mask [B, P]: prompts, padded on the left; steps: the most tokens that will follow.
+    ids, mask [B, P]: prompts, padded on the left; steps: the most tokens that will follow. The
+    cache stays that of the prompts until a first token comes, so that a row which ends with it
+    costs nothing.
     """
 
     def __init__(self, model: LanguageModel, ids: Tensor, mask: Tensor, n: int, steps: int):
@@ -36,19 +38,36 @@ class Decoder:
         self.logits = done.logits[:, -1].repeat_interleave(n, 0)
         self.mask = mask.repeat_interleave(n, 0)
         self.at = self.mask.sum(1, keepdim=True)  # position of the next token [b, 1]
-        self._hold(done.past_key_values, n, steps)
+        self.cache, self.n, self.steps = done.past_key_values, n, steps
+        self.rows: Tensor | None = None  # those that were selected before the cache is expanded
+        self.held = False
 
-    def _hold(self, cache, n: int, steps: int) -> None:
-        cache.batch_repeat_interleave(n)
-        self.cache = cache
+    def _hold(self) -> None:
+        """Expand the prompts' cache to the rows that go on."""
+        if self.rows is None:
+            self.cache.batch_repeat_interleave(self.n)
+        else:
+            self.cache.batch_select_indices(self.rows // self.n)
 
     def select(self, index: Tensor) -> None:
         """Go on with the rows at positions `index` alone."""
-        self.cache.batch_select_indices(index)
         self.mask, self.at = self.mask[index], self.at[index]
+        if self.held:
+            self._select(index)
+        else:
+            self.rows = index if self.rows is None else self.rows[index]
+
+    def _select(self, index: Tensor) -> None:
+        self.cache.batch_select_indices(index)
 
     def advance(self, tokens: Tensor) -> None:
         """Append one token [b] to every row."""
+        if not self.held:
+            self._hold()
+            self.held = True
+        self._advance(tokens)
+
+    def _advance(self, tokens: Tensor) -> None:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
         done = self.lm(
             input_ids=tokens.unsqueeze(1),
@@ -63,7 +82,8 @@ class Decoder:
 class LlamaDecoder(Decoder):
     """The same for LLAMAS. keys, values [layers, b, heads of keys, P + steps, d]."""
 
-    def _hold(self, cache, n: int, steps: int) -> None:
+    def _hold(self) -> None:
+        cache, n, steps = self.cache, self.n, self.steps
         self.length = self.mask.shape[1]  # columns that are filled
 
         # cos and sin of every position that can come [P + steps, d]
@@ -71,26 +91,26 @@ class LlamaDecoder(Decoder):
         cos, sin = self.lm.model.rotary_emb(self.logits, position_ids=every)
         self.angles = cos[0], sin[0]
         batch, heads, _, width = cache.layers[0].keys.shape
-        sizes = (len(cache.layers), batch, n, heads, self.length + steps, width)
+        rows = (batch, n) if self.rows is None else (len(self.rows), 1)
+        sizes = (len(cache.layers), *rows, heads, self.length + steps, width)
         self.keys, self.values = self.logits.new_empty(sizes), self.logits.new_empty(sizes)
         for k, layer in enumerate(cache.layers):  # copied once, to every row of a prompt
-            self.keys[k, ..., : self.length, :] = layer.keys.unsqueeze(1)
-            self.values[k, ..., : self.length, :] = layer.values.unsqueeze(1)
+            for held, made in ((self.keys, layer.keys), (self.values, layer.values)):
+                made = made if self.rows is None else made[self.rows // n]
+                held[k, ..., : self.length, :] = made.unsqueeze(1)
         self.keys, self.values = self.keys.flatten(1, 2), self.values.flatten(1, 2)
+        self.cache = None
         self.bias = None  # what is added to attention: -inf on padding [b, 1, 1, P + steps]
         if not self.mask.all():
             bias = self.logits.new_zeros(len(self.mask), 1, 1, self.length + steps)
             self.bias = bias
             bias[:, 0, 0, : self.length].masked_fill_(self.mask == 0, float("-inf"))
 
-    def select(self, index: Tensor) -> None:
-        """Go on with the rows at positions `index` alone."""
+    def _select(self, index: Tensor) -> None:
         self.keys, self.values = self.keys[:, index], self.values[:, index]
         self.bias = None if self.bias is None else self.bias[index]
-        self.at = self.at[index]
 
-    def advance(self, tokens: Tensor) -> None:
-        """Append one token [b] to every row."""
+    def _advance(self, tokens: Tensor) -> None:
         body = self.lm.model
         x = body.embed_tokens(tokens)  # [b, D]
         cos, sin = (table[self.at] for table in self.angles)  # [b, 1, d]

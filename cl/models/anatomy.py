@@ -42,7 +42,9 @@ _EMBEDDING = re.compile(
     r"^(patch_embed\w*|pos_embed\w*|(cls|class|dist|reg|register|mask)_tokens?|embeddings?|"
     r"conv_proj)$|PatchEmbed$"
 )
-_HEAD = re.compile(r"^(head\w*|heads|fc|classifier|last_linear|lm_head|score)$")
+_HEAD = re.compile(
+    r"^(head\w*|heads|fc|classifier|last_linear|lm_head|score|actor|critic|policy|value)$"
+)
 _DOWNSAMPLE = re.compile(r"^(downsample|reduction)$")
 _ROLES = {
     "attention": {

@@ -15,8 +15,10 @@ looks at the model after an experience, with some of its training rows as `exper
         def measure(self, loop) -> dict[str, float]: ...
 
 has a history: `loop.attach(name)` makes one instance per run, whose hooks fire after those of the
-strategies, in evaluation mode, without gradients, with random state put back. A strategy may read
-it, too: `loop.attach(name)` in `before_training`, `loop.measure(name)` later.
+strategies, in evaluation mode, without gradients, with random state put back. It may have
+`measure` alone, if it needs the stream or samples of answers (`_looks.py`: which rows, and draws
+that nothing else notices). A strategy may read it, too: `loop.attach(name)` in `before_training`,
+`loop.measure(name)` later.
 
 A probe may also have `figure(values) -> matplotlib Figure` (an attribute of the function, a static
 method of the class): TensorBoard then shows it as the image `probe/NAME`, and of the values only
