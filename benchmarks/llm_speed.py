@@ -6,8 +6,8 @@ RFT     seconds per update of `rft` and of TRL's GRPOTrainer: 8 prompts, 8 answe
         16 tokens, their rewards and one step; no KL, temperature 1, no truncation
 Model   tiny, 0.87 M parameters, drawn from a fixed seed, float32; AdamW, no clipping, for all
 TRL     once as lean as it goes: no gradient checkpointing, clipping, logging or saving; once with
-        its defaults, float32 apart; timed from the trainer's first step on, whereas cl's Loop is
-        timed from its first line. Rows are tokenised before, for all
+        its defaults, float32 apart. All are timed from their first step on (`rft` looks before
+        whether tasks can be learned from rewards), and rows are tokenised before
 Method  one process; contestants take turns, a different one first in every round; the first round
         is a warm-up. Times are medians over rounds of the process's own time (what it waits for a
         core is not counted), ratios medians of the ratios within a round, also by the clock
@@ -45,6 +45,7 @@ from cl.models.language import LanguageModel
 from cl.objectives.token_cross_entropy import NOTHING, TokenCrossEntropy, encoded
 from cl.registry import entries, find
 from cl.seeding import generator, seed_globals
+from cl.strategy import Strategy
 from cl.text import TextStream
 from strategies.sft import SFT
 from streams._text import Part, text_stream
@@ -89,12 +90,24 @@ def initial_model(endless: bool) -> LanguageModel:
     return model
 
 
-def our_loop(stream: TextStream, model: nn.Module, strategy, **train) -> Loop:
+class Begin(Strategy):
+    """Notes when training begins."""
+
+    def __init__(self):
+        self.begun = (0.0, 0.0)
+
+    def before_training_epoch(self, loop: Loop) -> None:
+        """The first one counts."""
+        self.begun = self.begun if any(self.begun) else now()
+
+
+def our_run(stream: TextStream, model: nn.Module, strategy: Strategy, **train) -> Timed:
     """cl's Loop with one strategy and no observer."""
     settings = {"optimizer": "adamw", "lr": LR, "weight_decay": 0.0}
-    return Loop(
+    begin = Begin()
+    loop = Loop(
         stream=stream,
-        strategies=[strategy],
+        strategies=[strategy, begin],
         model=model,
         objective=TokenCrossEntropy(),
         train=Train(**settings | train),
@@ -102,6 +115,14 @@ def our_loop(stream: TextStream, model: nn.Module, strategy, **train) -> Loop:
         seed=SEED,
         device=torch.device("cpu"),
     )
+    if isinstance(strategy, SFT):
+        loop.objective.load(loop, stream.experiences[0].train.rows(torch.arange(1)))  # tokenises
+
+    def run() -> tuple[float, float]:
+        loop.run()
+        return begin.begun
+
+    return run
 
 
 # -- SFT -------------------------------------------------------------------------------------------
@@ -116,10 +137,8 @@ def sft_contestants(stream: TextStream, batch: int) -> tuple[dict[str, Callable]
         ended[name] = copy.deepcopy(initial)
         return ended[name]
 
-    def ours() -> Callable:
-        loop = our_loop(stream, copied(OURS), SFT(), batch_size=batch, epochs=EPOCHS)
-        loop.objective.load(loop, stream.experiences[0].train.rows(torch.arange(1)))  # tokenises
-        return loop.run
+    def ours() -> Timed:
+        return our_run(stream, copied(OURS), SFT(), batch_size=batch, epochs=EPOCHS)
 
     makers = {BARE: lambda: bare_sft(copied(BARE), x, y, batch), OURS: ours}
     for name, lean in TRL.items() if has_trl() else ():
@@ -185,11 +204,11 @@ def rft_contestants(stream: TextStream) -> dict[str, Callable]:
     initial = initial_model(endless=True)
     made = find("strategies", "rft").load()
 
-    def ours() -> Callable:
+    def ours() -> Timed:
         choices = {"advantage": "grpo", "beta": 0.0, "reference": "none", "unfinished": "score"}
         strategy = made(group=GROUP, min_pass=0.0, **choices)
         train = {"batch_size": ANSWERS, "updates": STEPS, "epochs": 9}
-        return our_loop(stream, copy.deepcopy(initial), strategy, **train).run
+        return our_run(stream, copy.deepcopy(initial), strategy, **train)
 
     makers = {OURS: ours}
     for name, lean in TRL.items() if has_trl() else ():

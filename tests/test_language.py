@@ -161,6 +161,44 @@ def test_g17_learned_positions_would_show_padding_that_is_counted(models):
     assert (wrong[0, -1] - right[0, -1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("kind", ["tiny", *KINDS])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_answers_to_one_prompt_share_its_pass_and_get_the_same_logits_and_gradients(
+    models, kind, shuffled, monkeypatch
+):
+    model = models[kind]
+    rollout = sample(model, ids_of(model), n=5, max_new_tokens=7, rng=rng())
+    order = torch.randperm(20, generator=rng()) if shuffled else torch.arange(20)
+    ids, mask = rollout.ids[order], rollout.mask[order]
+    left, weight = rollout.prompt_ids.shape[1], torch.randn(20, 8, 1, generator=rng())
+    weight = (
+        weight[:, : ids.shape[1] - left + 1]
+        * torch.cat([mask[:, :1] | True, mask], 1)[:, left:, None]
+    )
+    rows, found = [], []
+    forward = type(model.lm).forward
+    monkeypatch.setattr(
+        type(model.lm),
+        "forward",
+        lambda *a, **k: rows.append(len(k["input_ids"])) or forward(*a, **k),
+    )
+    for logits in (model.answered(ids, mask, left), model(ids, mask, keep=ids.shape[1] - left + 1)):
+        (logits * weight).sum().backward()
+        found.append((logits.detach(), [p.grad.clone() for p in model.parameters()]))
+        model.zero_grad()
+    assert rows == [4, 20, 20]
+    (ours, grads), (theirs, others) = found
+    torch.testing.assert_close(ours * (weight != 0), theirs * (weight != 0), atol=1e-4, rtol=1e-4)
+    for grad, other in zip(grads, others, strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-4 * float(other.abs().max()), rtol=1e-3)
+
+
+def test_prompts_that_no_two_rows_share_are_read_with_their_answers(models):
+    model = models["tiny"]
+    ids, mask = left_padded(ids_of(model), 0, "cpu")
+    assert torch.equal(model.answered(ids, mask, ids.shape[1] - 3), model(ids, mask, keep=4))
+
+
 def test_padded_rows_give_finite_gradients(models):
     for kind, model in models.items():
         ids, mask = left_padded(ids_of(model), model.tokenizer.pad_id, "cpu")

@@ -11,11 +11,14 @@ Dropout is 0 in every model, so that what is sampled from (evaluation mode) is w
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from cl.errors import BadValue
 from cl.objectives._tokens import token_logp
 from cl.tokenizers import Tokenizer
+
+NOWHERE = -1  # stands for no token, where rows are compared
 
 
 class LanguageModel(nn.Module):
@@ -39,6 +42,35 @@ class LanguageModel(nn.Module):
             input_ids=ids, attention_mask=mask, position_ids=where, use_cache=False, **some
         )
         return done.logits.float()
+
+    def answered(self, ids: Tensor, mask: Tensor, left: int) -> Tensor:
+        """Logits [B, L - left + 1, V] of the columns from `left` - 1 on, with gradients.
+
+        The columns before `left` are prompts that end there. Rows that have the same one share its
+        pass through the model: what `forward` gives with `keep`, for less.
+        """
+        ids = ids.masked_fill(mask == 0, NOWHERE)
+        prompts, row = torch.unique(ids[:, :left], dim=0, return_inverse=True)
+        slides = getattr(self.lm.config, "sliding_window", None) is not None
+        if 2 * len(prompts) > len(ids) or left == ids.shape[1] or slides:
+            return self(ids.clamp(min=0), mask, keep=ids.shape[1] - left + 1)
+        own, mask = (prompts != NOWHERE).long(), mask.long()
+        begun = self.lm(
+            input_ids=prompts.clamp(min=0),
+            attention_mask=own,
+            position_ids=positions(own),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        begun.past_key_values.batch_select_indices(row)  # each row gets its prompt's
+        done = self.lm(
+            input_ids=ids[:, left:].clamp(min=0),
+            attention_mask=mask,
+            position_ids=positions(mask)[:, left:],
+            past_key_values=begun.past_key_values,
+            use_cache=True,
+        )
+        return torch.cat([begun.logits[row], done.logits], 1).float()
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -126,9 +126,9 @@ class TextPolicy:
         return index
 
     def output(self, loop, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Logits [b, T + 1, V] of the last columns."""
-        keep = int((y != IGNORE).sum(1).max()) + 1
-        return model(x.clamp(min=0), x != NO_TOKEN, keep=keep)
+        """Logits [b, T + 1, V] of the last columns; a prompt is read once for all its answers."""
+        longest = int((y != IGNORE).sum(1).max())
+        return model.answered(x.clamp(min=0), x != NO_TOKEN, x.shape[1] - longest)
 
     def logp(self, output: Tensor, y: Tensor, rollouts, index, temperature: float) -> Tensor:
         """0 where the answer has no token."""
