@@ -19,8 +19,6 @@ from cl.models.lora import adapters_of
 from cl.registry import entries, find
 from cl.runner import resume
 from cl.seeding import seed_globals
-from strategies.lora import LoRA
-from strategies.sft import SFT
 
 VERIFIER = """
 def verify(prompts, completions, answer):
@@ -179,12 +177,24 @@ class Held(cl.Strategy):
             self.bytes.append(sum(found.values()))
 
 
-@pytest.mark.parametrize("strategy", ["sft", "lora"])
-def test_an_llm_run_does_not_grow_over_experiences(strategy, folders, tmp_path):
+@pytest.fixture
+def young():
+    """What was there before is left out of what is looked through."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize("strategy", ["sft", "lora+sft", "rft"])
+def test_an_llm_run_does_not_grow_over_experiences(strategy, folders, tmp_path, young):
+    if strategy not in ("lora+sft", *entries("strategies")):
+        pytest.skip(f"no strategy {strategy} here")
     data = tasks(tmp_path / "six", n_tasks=6)
+    made = {name: find("strategies", name).load() for name in strategy.split("+")}
+    options = {"lora": {"rank": 2}, "rft": {"min_pass": 0.0, "group": 4}}
     held = Held()
-    made = {"sft": [SFT(), held], "lora": [SFT(), LoRA(rank=2), held]}[strategy]
-    cl.run("jsonl", made, **settings(data, folders["llama"], tmp_path / "runs"))
+    plugins = [*(kind(**options.get(name, {})) for name, kind in made.items()), held]
+    cl.run("jsonl", plugins, **settings(data, folders["llama"], tmp_path / "runs"))
     second, last = held.bytes
     assert last < 1.01 * second + 4096, held.bytes
 
