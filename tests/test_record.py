@@ -80,6 +80,7 @@ COST = [
     "updates",
     "extra_updates",
     "samples_seen",
+    "tokens_seen",
     "peak_memory_bytes",
     "trained_parameters",
     "total_parameters",

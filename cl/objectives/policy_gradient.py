@@ -129,6 +129,7 @@ class PolicyGradient:
         self._part = rows["rollout"]
         loop.mb_task_id = None
         loop.mb_x, loop.mb_y = self.policy.part(loop, loop.rollouts, self._part)
+        loop.tokens_seen += self.policy.tokens(loop.mb_x)
 
     def forward(self, loop: Loop) -> Tensor:
         """Logits of the answers' tokens or classes."""
