@@ -47,6 +47,7 @@ KEYS = [
     "selection",
     "expected",
     "probes",
+    "reported",
     "versions",
     "device",
     "threads",

@@ -76,18 +76,17 @@ class Rewards:
 
 @register
 class PolicyGradient:
-    """Learning from rewards (RFT). reference: what the KL is taken to, None for now."""
+    """Learning from rewards (RFT). reference: gives what the KL is taken to, or None."""
 
     name = "policy_gradient"
 
     def __init__(
         self,
         rewards: Rewards | None = None,
-        *,
         domain: str = "llm",
-        reference: Callable[[], nn.Module | None] = lambda: None,
+        reference: Callable[[], nn.Module | None] | None = None,
     ):
-        self.choices, self.reference = rewards or Rewards(), reference
+        self.choices, self.reference = rewards or Rewards(), reference or (lambda: None)
         self.policy = POLICIES[domain](self.choices.explore)
         self.plain = imitation(domain)
         self._part: Tensor | None = None  # answers of this micro-batch
