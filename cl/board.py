@@ -1,7 +1,8 @@
 """TensorBoard: the curves of one run under the tags of the design, and its pictures.
 
-Headline scalars have optimizer updates on the x-axis; `by_experience/` and `by_samples/` repeat
-them for strategies that make no updates and for comparisons at equal data.
+Headline scalars have optimizer updates on the x-axis; `by_experience/`, `by_samples/` and,
+of text, `by_tokens/` repeat them for strategies that make no updates and for comparisons at equal
+data.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Board:
             self._scalar(name, value, update)
             self._scalar(f"by_experience/{name}", value, i)
             self._scalar(f"by_samples/{name}", value, loop.samples_seen)
+            if loop.tokens_seen:
+                self._scalar(f"by_tokens/{name}", value, loop.tokens_seen)
         total = right = 0
         for at, rows, hits in results["prequential"] or ():
             total, right = total + rows, right + hits

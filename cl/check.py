@@ -32,7 +32,6 @@ SMALL = {"stream.n_experiences": 2, "train.updates": 2, "train.batch_size": 16}
 TEXT = "skills"  # for what needs a language model
 SMALL_TEXT = {
     "stream": {"n_train": 24, "n_test": 6, "n_val": 3, "tasks": ["above", "letter"]},
-    "model.pretrained": False,
     "train.updates": 2,
     "train.batch_size": 16,
 }
@@ -93,7 +92,8 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
     yield True, "claims", ", ".join(claims) or "none"
     check_state([strategy])
     yield True, "state can be checkpointed", ", ".join(vars(strategy)) or "none"
-    stream, small = (TEXT, SMALL_TEXT) if "tokenizer" in kind.requires else (STREAM, SMALL)
+    for_text = "tokenizer" in kind.requires or "vision" not in (kind.domains or ("vision",))
+    stream, small = (TEXT, SMALL_TEXT) if for_text else (STREAM, SMALL)
     with tempfile.TemporaryDirectory() as out:
         settings = {**small, "out": out}
         if "pretraining" in kind.needs:

@@ -118,9 +118,11 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     if m.get("held_out"):
         now, before = _number(m["held_out"][-1]), _number(m["held_out_before"])
         out.print(f"held out [bold]{now}[/], before training {before}")
+    tokens = f"{cost['tokens_seen']:,} tokens, " if cost["tokens_seen"] else ""
     out.print(
         f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
         f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "
+        f"{tokens}"
         f"{_bytes(cost['stored_bytes'])} stored between experiences"
     )
     e = results.get("expected")

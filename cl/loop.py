@@ -72,7 +72,7 @@ class Loop(Toolbox):
         self.buffers: dict[str, Buffer] = {}
         self.clock = Clock()
         self.generators: dict[str, torch.Generator] = {}
-        self.samples_seen = 0
+        self.samples_seen = self.tokens_seen = 0  # tokens: of text, without padding
         self.extra_updates = 0  # optimizer steps of strategies' own, outside the loop's updates
         self.put_back: dict[str, Tensor] | None = None  # what the next experience starts from
         self.trained: dict[str, int] = {}

@@ -30,7 +30,7 @@ METRICS = (
     *("min_acc", "wc_acc", "prequential_accuracy", "prequential_area", "anytime_accuracy"),
     *("held_out", "held_out_before"),
 )
-COSTS = ("train_seconds", "samples_seen", "updates", "extra_updates", "stored_bytes")
+COSTS = ("train_seconds", "samples_seen", "tokens_seen", "updates", "extra_updates", "stored_bytes")
 
 
 def within_accuracy(results: dict) -> float:

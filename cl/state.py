@@ -24,6 +24,7 @@ def state_of(loop: Loop) -> dict:
         "next_experience": loop.experience.index + 1,
         "clock": asdict(loop.clock),
         "samples_seen": loop.samples_seen,
+        "tokens_seen": loop.tokens_seen,
         "extra_updates": loop.extra_updates,
         "put_back": loop.put_back,
         "reported": loop.reported,
@@ -44,6 +45,7 @@ def restore(loop: Loop, state: dict) -> None:
     """Put back what `state_of` returned; the model's weights are in place already."""
     loop.clock = type(loop.clock)(**state["clock"])
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
+    loop.tokens_seen = state.get("tokens_seen", 0)
     loop.extra_updates = state.get("extra_updates", 0)  # older checkpoints have none of these
     loop.put_back = state.get("put_back")
     loop.reported = state.get("reported", {})

@@ -25,7 +25,6 @@ from typing import Annotated
 import torch
 
 from cl.config import Range
-from cl.errors import BadValue
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -35,18 +34,12 @@ class OracleSFT(Strategy):
     """Supervised fine-tuning on the base model's own right answers."""
 
     needs = ("boundaries",)
+    domains = ("vision",)
+    instead = {"llm": "sft"}
 
     def __init__(self, *, begin: Annotated[int, Range(min=0)] = 1):
         self.begin = begin
         self.base = None
-
-    def check(self, loop):
-        """Classes, not text."""
-        if loop.stream.domain != "vision":
-            raise BadValue(
-                "oracle_sft draws classes; on text the stream shows them: "
-                "sft with stream.demonstrations=oracle"
-            )
 
     def before_training_exp(self, loop):
         """Keep the oracle."""

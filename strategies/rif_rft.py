@@ -6,7 +6,7 @@ Claim     leaving out what the model can't answer at all keeps 37 to 82 % of the
 Loss      as rft; before each experience every training prompt is answered `samples` times, and
           those without a right answer are left out
 State     as rft
-Needs     as rft, on streams whose answers exist from the start: text, or a fixed set of classes
+Needs     as rft, on text: a classifier can't name classes that it has not been taught
 Defaults  8 samples, drop=all_wrong as in the first version of the paper; the rest as rft
 Departs   rightness decides, not the reward, which form alone can raise. The paper's later text also
           drops prompts that are always answered rightly: drop=zero_variance. If no prompt is left
@@ -33,7 +33,6 @@ import warnings
 from typing import Annotated, Literal
 
 from cl.config import Range
-from cl.errors import BadValue
 from cl.registry import register
 from cl.rewarded import Rewarded
 
@@ -41,6 +40,9 @@ from cl.rewarded import Rewarded
 @register
 class RIFRFT(Rewarded):
     """Rewards on a filtered experience."""
+
+    domains = ("llm",)  # new classes can't be answered before they have been learned
+    instead = {"vision": "rft"}
 
     def __init__(
         self,
@@ -62,18 +64,6 @@ class RIFRFT(Rewarded):
         own = ("self", "__class__", "samples", "drop")
         super().__init__(**{k: v for k, v in locals().items() if k not in own})
         self.samples, self.drop = samples, drop
-
-    def check(self, loop):
-        """Classes that are still to come can't be answered."""
-        stream = loop.stream
-        if stream.domain == "vision" and stream.seen_classes(0) < stream.seen_classes(
-            len(stream) - 1
-        ):
-            raise BadValue(
-                f"rif_rft answers prompts before it learns them; {stream.name} brings new classes, "
-                "which no answer can name: use rft"
-            )
-        super().check(loop)
 
     def data(self, loop, experience):
         """The prompts that are kept."""

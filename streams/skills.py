@@ -20,7 +20,8 @@ Splits    a quarter of all prompts, by hash and whatever the seed, are for valid
           embedded model has not seen them either, `fact` apart, which is remembered from there
 Gives     boundaries, stream_length; jointly solvable
 Parameters
-    tasks           what is learned, of above, letter, even, ascend, mix, twice
+    tasks           what is learned, of above, letter, even, ascend, mix, twice; or base skills,
+                    which have one right answer each and are then not held out
     order           fixed (as given, the control last) or seeded
     control         add the task with one right answer
     skills          base skills to score, of copy, reverse, sort, add, count, max, box, fact
@@ -50,7 +51,10 @@ from streams._text import Part, text_stream
 @register
 def skills(
     *,
-    tasks: list[Literal["above", "letter", "even", "ascend", "mix", "twice"]] = (
+    tasks: list[
+        Literal["above", "letter", "even", "ascend", "mix", "twice"]
+        | Literal["copy", "reverse", "sort", "add", "count", "max", "box", "fact"]
+    ] = (
         "above",
         "letter",
         "even",
@@ -83,6 +87,7 @@ def skills(
         raise BadValue(f"stream.tasks is empty; allowed: {', '.join(TASKS)}")
     if order == "seeded":
         stream_of(seed, "order").shuffle(chosen)
+    skills = [name for name in skills if name not in tasks]
     known = TASKS | SKILLS | {CONTROL.name: CONTROL}
     used = [known[name] for name in (*chosen, *skills)]
     sizes = {"stream.n_train": n_train, "stream.n_val": n_val, "stream.n_test": n_test}

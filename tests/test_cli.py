@@ -136,8 +136,14 @@ ERRORS = {
     "range": (["split_digits", "fetril", "train.lr=0"], "train.lr must be float > 0, got '0'"),
     "nan": (["split_digits", "fetril", "train.lr=nan"], "train.lr must be float > 0"),
     "choice": (["split_digits", "fetril", "strategy.head=tree"], "one of svm, fc, got 'tree'"),
-    "negative": (["split_digits", "replay", "strategy.size=-1"], "int ≥ 1, got '-1'"),
-    "no exemplars": (["split_digits", "replay", "strategy.size=0"], "int ≥ 1, got '0'"),
+    "negative": (
+        ["split_digits", "replay", "strategy.size=-1"],
+        "float > 0 and < 1, got '-1'",
+    ),
+    "no exemplars": (
+        ["split_digits", "replay", "strategy.size=0"],
+        "float > 0 and < 1, got '0'",
+    ),
     "bool": (["split_digits", "naive", "train.reset_optimizer=maybe"], "true or false"),
     "past": (["split_digits", "naive", "eval.past=sample:0"], "all, own or sample:K"),
     "augment": (["split_digits", "naive", "train.augment=blur"], "crop, flip"),

@@ -600,7 +600,7 @@ def test_labelled_rows_among_answers_are_refused_in_one_line():
         (["skills", "rft", "strategy.refresh=0"], "refresh"),
         (["skills", "rft+sft"], "both define objective()"),
         (["split_digits", "rft", "stream.online=true"], "several answers"),
-        (["split_digits", "rif_rft"], "use rft"),
+        (["split_digits", "rif_rft"], "where rft does its job"),
         (["split_digits", "rft", "strategy.reference=base"], "kl=full"),
         (["split_digits", "rft", "train.augment=flip"], "augment"),
     ],

@@ -6,6 +6,7 @@ A policy is what the reward objective needs to know of a domain:
     reward(loop, rollouts, form)                their rewards, nan where unscorable
     per_prompt(n)                               rows of a minibatch that n answers make
     part(loop, rollouts, index)                 (mb_x, mb_y) of rows at positions `index` [b]
+    tokens(x)                                   tokens in a block, 0 where it is no text
     at(rollouts, index)                         their answers, positions int64 [a]
     output(loop, model, x, y)                   what the methods below take
     logp(output, y, rollouts, index, temperature)  [a, T] of the answers, with gradients
@@ -121,6 +122,10 @@ class TextPolicy:
         first, last = int(used[0]), int(used[-1]) + 1
         return x[:, first:last], y[:, first:last]
 
+    def tokens(self, x: Tensor) -> int:
+        """How many there are in a block, without padding."""
+        return int((x != NO_TOKEN).sum())
+
     def at(self, rollouts: Rollouts, index: Tensor) -> Tensor:
         """The rows themselves."""
         return index
@@ -200,6 +205,10 @@ class ClassPolicy:
         rows = {name: column[index] for name, column in rollouts.rows.items()}
         loop.mb_task_id = rows.get("task_label")
         return loop.prepared(rows["x"]), rows["y"]
+
+    def tokens(self, x: Tensor) -> int:
+        """None: inputs are no text."""
+        return 0
 
     def at(self, rollouts: Rollouts, index: Tensor) -> Tensor:
         """All answers to the inputs."""

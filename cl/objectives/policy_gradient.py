@@ -76,18 +76,17 @@ class Rewards:
 
 @register
 class PolicyGradient:
-    """Learning from rewards (RFT). reference: what the KL is taken to, None for now."""
+    """Learning from rewards (RFT). reference: gives what the KL is taken to, or None."""
 
     name = "policy_gradient"
 
     def __init__(
         self,
         rewards: Rewards | None = None,
-        *,
         domain: str = "llm",
-        reference: Callable[[], nn.Module | None] = lambda: None,
+        reference: Callable[[], nn.Module | None] | None = None,
     ):
-        self.choices, self.reference = rewards or Rewards(), reference
+        self.choices, self.reference = rewards or Rewards(), reference or (lambda: None)
         self.policy = POLICIES[domain](self.choices.explore)
         self.plain = imitation(domain)
         self._part: Tensor | None = None  # answers of this micro-batch
@@ -129,6 +128,7 @@ class PolicyGradient:
         self._part = rows["rollout"]
         loop.mb_task_id = None
         loop.mb_x, loop.mb_y = self.policy.part(loop, loop.rollouts, self._part)
+        loop.tokens_seen += self.policy.tokens(loop.mb_x)
 
     def forward(self, loop: Loop) -> Tensor:
         """Logits of the answers' tokens or classes."""

@@ -89,7 +89,9 @@ class TokenCrossEntropy:
         loop.mb_x, loop.mb_y = held.x.index_select(0, here), held.y.index_select(0, here)
         loop.mb_task_id = None
         # where the tokens are is known here without asking the device
-        first, last = int(held.first[index].min()), int(held.last[index].max())
+        begin, end = held.first[index], held.last[index]
+        first, last = int(begin.min()), int(end.max())
+        loop.tokens_seen += int((end - begin).sum())
         self._block = loop.mb_x, first, last, last - held.answers
 
     def forward(self, loop: Loop) -> Tensor:

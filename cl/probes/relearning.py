@@ -113,7 +113,7 @@ def step(alone, optimizer, index) -> None:
     alone.mb_index = alone.batch_index = index
     alone.objective.load(alone, alone.adapted_dataset.rows(index))
     optimizer.zero_grad()
-    with alone._autocast():
+    with alone.autocast():
         alone.mb_output = alone.objective.forward(alone)
         loss = alone.objective.loss(alone)
     loss.backward()
