@@ -92,7 +92,7 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
     yield True, "claims", ", ".join(claims) or "none"
     check_state([strategy])
     yield True, "state can be checkpointed", ", ".join(vars(strategy)) or "none"
-    for_text = "tokenizer" in kind.requires or "vision" not in (kind.domains or ("vision",))
+    for_text = "vision" not in (kind.domains or ("vision",))
     stream, small = (TEXT, SMALL_TEXT) if for_text else (STREAM, SMALL)
     with tempfile.TemporaryDirectory() as out:
         settings = {**small, "out": out}

@@ -30,7 +30,6 @@ REQUIRES = {
     "head": "a growing head with weight [C, D] and bias [C]",
     "normalize": "a switch that L2-normalises features",
     "architecture": "a name and settings it can be built again from",
-    "tokenizer": "a tokenizer: a language model",
 }
 
 DOMAINS = {
@@ -95,6 +94,7 @@ class Strategy:
     requires: ClassVar[tuple[str, ...]] = ()  # of the model, keys of REQUIRES
     domains: ClassVar[tuple[str, ...]] = ()  # of streams, keys of DOMAINS; none: all
     instead: ClassVar[dict[str, str]] = {}  # {domain: the strategy for this job there}
+    by_name: ClassVar[bool] = False  # keeps weights by name: no strategy may rename them
     loop_class: ClassVar[type | None] = None  # for a library's plug-ins: a loop of their own
 
     def stored_bytes(self, loop: Loop) -> int | None:

@@ -40,6 +40,7 @@ from cl.strategy import Strategy
 class CPO(Strategy):
     """A movement penalty."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

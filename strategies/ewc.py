@@ -42,6 +42,7 @@ from cl.strategy import Strategy
 class EWC(Strategy):
     """Elastic weight consolidation."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

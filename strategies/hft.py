@@ -51,6 +51,8 @@ TRIES = 50  # for a draw that differs from the last one
 class HFT(Strategy):
     """Half fine-tuning."""
 
+    by_name = True
+
     def __init__(
         self,
         *,

@@ -35,6 +35,8 @@ from cl.strategy import Strategy
 class L2Init(Strategy):
     """L2 Init."""
 
+    by_name = True
+
     def __init__(self, *, lam: Annotated[float, Range(min=0)] = 1e-3):
         self.lam = lam
         self.theta_0: dict[str, Tensor] = {}

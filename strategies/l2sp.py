@@ -38,6 +38,8 @@ from cl.strategy import Strategy
 class L2SP(Strategy):
     """L2 with a starting point."""
 
+    by_name = True
+
     def __init__(
         self,
         *,

@@ -6,7 +6,8 @@ Claim     fine-tuning needs a change of low rank only, at no cost in inference; 
 Maths     W + alpha / rank * B A (section 4.1); A [rank, in] and B [out, rank] are trained, all else
           is frozen; A is drawn, B = 0, so that an experience starts from the weights before it
 State     nothing: adapters are the model's, and after a merge there are none
-Needs     nothing with merge=false, else boundaries; a language model
+Needs     nothing with merge=false, else boundaries; a language model. Not with a method that keeps
+          weights by name (ewc, l2sp, hft...): these go with model.lora.rank
 Defaults  rank=8, alpha=16, all matrices of attention; the optimizer's settings are the stream's
           (adapters want rates about ten times as high as full fine-tuning)
 Departs   A is uniform in +-1/sqrt(in), as in the authors' code, not Gaussian; no dropout; the
@@ -30,7 +31,7 @@ from cl.adapters import Adapters
 from cl.config import Range
 from cl.errors import BadValue
 from cl.models.lora import adapters_of, merge, put, targets_of
-from cl.registry import register
+from cl.registry import name_of, register
 from cl.strategy import Strategy
 
 KEY = "lora's targets"
@@ -41,7 +42,7 @@ class LoRA(Strategy):
     """Adapters while an experience is learned."""
 
     needs = ("boundaries",)
-    requires = ("tokenizer",)
+    domains = ("llm",)
 
     def __init__(
         self,
@@ -56,14 +57,19 @@ class LoRA(Strategy):
             self.needs = ()
 
     def check(self, loop):
-        """A language model without adapters, and targets that it has."""
-        if not hasattr(loop.model, "tokenizer"):
-            raise BadValue("lora adapts language models: take a stream of text, model=tiny or hf:…")
+        """A model without adapters, targets that it has, nobody who holds weights by name."""
         if adapters_of(loop.model):
             raise BadValue(
                 "the strategy lora and model.lora.rank both put adapters in; leave one of them out"
             )
         targets_of(loop.model, self.targets, KEY)
+        for other in loop.plugins if self.rank else ():
+            if type(other).by_name:
+                name = name_of(type(other))
+                raise BadValue(
+                    f"{name} keeps weights by name, and lora's adapters rename them: give "
+                    f"model.lora.rank={self.rank} with {name} in place of lora"
+                )
 
     def before_training_exp(self, loop):
         """New adapters, unless those of the last experience go on."""

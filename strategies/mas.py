@@ -33,6 +33,7 @@ from cl.strategy import Strategy
 class MAS(Strategy):
     """Memory aware synapses."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

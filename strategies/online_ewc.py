@@ -40,6 +40,7 @@ from cl.strategy import Strategy
 class OnlineEWC(Strategy):
     """EWC with a running Fisher."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

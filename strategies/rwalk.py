@@ -42,6 +42,7 @@ from cl.strategy import Strategy
 class RWalk(Strategy):
     """Riemannian walk."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

@@ -43,6 +43,7 @@ DEFAULTS = {"experience": (0.4, 0.1), "update": (1 - 1e-7, 1e-5)}
 class ShrinkPerturb(Strategy):
     """Shrink and Perturb."""
 
+    by_name = True
     needs = ("boundaries",)
     requires = ("architecture",)
 

@@ -39,6 +39,7 @@ from cl.strategy import Strategy
 class SI(Strategy):
     """Synaptic intelligence."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(

@@ -34,6 +34,7 @@ from cl.strategy import Strategy
 class WeightAverage(Strategy):
     """Averaging over each experience."""
 
+    by_name = True
     needs = ("boundaries",)
 
     def __init__(self, *, alpha: Annotated[float, Range(min=0, max=1)] = 0.5, first: bool = True):

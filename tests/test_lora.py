@@ -511,7 +511,9 @@ def test_g37_adapters_switched_off_are_the_base_only_until_something_was_merged(
         ("skills", "sft", {"model.lora.rank": -1}, "model.lora.rank must be int ≥ 0"),
         ("skills", "sft", {"model.lora.alpha": 0}, "model.lora.alpha must be float > 0"),
         ("skills", "sft", {"model.lora.rnk": 2}, "did you mean 'lora.rank'"),
-        ("split_digits", "lora", {}, "lora adapts language models"),
+        ("split_digits", "lora", {}, "made for streams of the domain llm"),
+        ("skills", "lora+ewc", {}, "give model.lora.rank=8 with ewc in place of lora"),
+        ("skills", "hft+lora+sft", {}, "hft keeps weights by name"),
         ("split_digits", "naive", {"model": "small_cnn", "model.lora.rank": 2}, "lora.rank"),
     ],
 )
