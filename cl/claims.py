@@ -2,9 +2,11 @@
 
 A claim names arms (a strategy with settings), runs them on the same seeds, and says by bars what
 must come out. A bar is a measure of one arm, or its paired difference (`minus`) or ratio (`over`)
-to another arm's, with `at_least`, `at_most` or `within` (an equivalence). The primary one
-decides; it must be a superiority (a difference above 0, a ratio away from 1), so that it can't
-hold with its arms exchanged. The null control is a contrast that must *not* clear its bar.
+to another arm's, with `at_least`, `at_most` or `within` (an equivalence). `minus` with `times`
+takes so much of the other arm off, which says "at most 0.6 of it" of values that may be below 0,
+where a ratio means nothing. The primary one decides; it must be a superiority (a difference above
+0, a ratio away from 1), so that it can't hold with its arms exchanged. The null control is a
+contrast that must *not* clear its bar.
 
     paper reported claim tag     whose, with which figures; forgetting, transfer or mechanism
     stream settings              what every arm runs on: `cl run` keys
@@ -59,6 +61,7 @@ class Bar:
     of: str
     minus: str | None = None
     over: str | None = None
+    times: float = 1.0
     at_least: float | None = None
     at_most: float | None = None
     within: float | None = None
@@ -67,7 +70,8 @@ class Bar:
     @property
     def title(self) -> str:
         """What is measured."""
-        other = f" − {self.minus}" if self.minus else f" / {self.over}" if self.over else ""
+        factor = f"{self.times:g} " if self.times != 1 else ""
+        other = f" − {factor}{self.minus}" if self.minus else f" / {self.over}" if self.over else ""
         of = "all runs" if self.of == EVERY else self.of
         return f"{self.measure.replace('_', ' ')}: {of}{other}"
 
@@ -88,7 +92,7 @@ class Bar:
     def is_superiority(self) -> bool:
         """Whether it can't hold with its arms exchanged."""
         if self.minus:
-            return (self.at_least or 0) > 0 or (self.at_most or 0) < 0
+            return self.times == 1 and ((self.at_least or 0) > 0 or (self.at_most or 0) < 0)
         if self.over:
             low, high = self.at_least, self.at_most
             return (low is not None and low > 1) or (high is not None and 0 < high < 1)
@@ -130,6 +134,9 @@ class Claim:
         """Eight characters that change with the experiment or a bar, not with the words."""
         bars = self.primary, *self.bars, *self.controls, self.null_control
         judged = [{**vars(bar), "why": ""} for bar in bars]
+        for bar in judged:
+            if bar["times"] == 1:
+                del bar["times"]
         what = [self.stream, self.settings, self.arms, self.seeds, self.calibrated_on, judged]
         what += [self.choose] if self.choose else []
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
@@ -270,6 +277,8 @@ def _bar(where: str, content: Any, bounded: bool = True) -> Bar:
         raise ContractError(f"{where}: {bar.title} needs {wanted}")
     if not all(map(math.isfinite, bounds)) or (bar.within is not None and bar.within <= 0):
         raise ContractError(f"{where}: {bar.title} has no usable bound: {bar.bound}")
+    if bar.times != 1 and (not bar.minus or not 0 < bar.times < math.inf):
+        raise ContractError(f"{where}: {bar.title}: times is above 0 and goes with minus")
     if bar.minus and bar.over:
         raise ContractError(f"{where}: {bar.title} has minus and over; one of them")
     check_measure(bar.measure, where)

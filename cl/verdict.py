@@ -121,7 +121,7 @@ def values(bar: Bar, results: Results, every: Results | None = None) -> list[flo
         return found
     paired = [measure(bar.measure, results[other][seed]) for seed in own]
     if bar.minus:
-        return [a - b for a, b in zip(found, paired, strict=True)]
+        return [a - bar.times * b for a, b in zip(found, paired, strict=True)]
     if min(*found, *paired) <= 0:
         raise ContractError(f"{bar.title}: a ratio needs values above 0")
     return [a / b for a, b in zip(found, paired, strict=True)]

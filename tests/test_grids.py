@@ -308,3 +308,16 @@ def test_arms_start_from_the_same_base_and_only_the_chosen_is_run(tmp_path):
     assert len(found) == 3 + 2 + 2 + 2, "base, grid on the calibration seed, chosen, other"
     again, _ = reproduce(claim, out=tmp_path, workers=1, seeds=[0, 1])
     assert again == judgement, "a second time nothing is run"
+
+
+def test_a_bar_may_take_a_part_of_the_other_arm_off():
+    from cl.claims import Bar
+    from cl.verdict import values
+
+    def run(score):
+        return {0: {"metrics": {"forgetting": score}}}
+
+    results = {"a": run(0.1), "b": run(0.4)}
+    bar = Bar("forgetting", "a", minus="b", times=0.5, at_most=0.0)
+    assert values(bar, results) == pytest.approx([0.1 - 0.5 * 0.4])
+    assert bar.title == "forgetting: a − 0.5 b" and not bar.is_superiority
