@@ -315,7 +315,7 @@ def test_a_bar_may_take_a_part_of_the_other_arm_off():
     from cl.verdict import values
 
     def run(score):
-        return {0: {"metrics": {"forgetting": score}}}
+        return {0: {"metrics": {"forgetting": score}, "cost": {}}}
 
     results = {"a": run(0.1), "b": run(0.4)}
     bar = Bar("forgetting", "a", minus="b", times=0.5, at_most=0.0)
