@@ -38,12 +38,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cl.config import Eval, Train
 from cl.evaluation import InferenceBatch
 from cl.loop import Loop
 from cl.models import build
 from cl.objectives.cross_entropy import CrossEntropy
 from cl.seeding import generator, seed_globals
+from cl.settings import Eval, Train
 from cl.strategy import Strategy
 from cl.stream import Labelled, Stream, class_incremental
 from strategies.fetril import FeTrIL

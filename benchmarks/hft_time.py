@@ -26,13 +26,13 @@ import torch
 import transformers
 from torch import nn
 
-from cl.config import Eval, Train
 from cl.loop import Loop
 from cl.models import build
 from cl.models.language import LanguageModel
 from cl.objectives import imitation
 from cl.registry import find
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from cl.strategy import Strategy
 from cl.tokenizers import CharTokenizer
 from strategies.hft import HFT

@@ -38,13 +38,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl.config import Eval, Train
 from cl.loop import Loop
 from cl.models import build
 from cl.models.language import LanguageModel
 from cl.objectives.token_cross_entropy import NOTHING, TokenCrossEntropy, encoded
 from cl.registry import entries, find
 from cl.seeding import generator, seed_globals
+from cl.settings import Eval, Train
 from cl.strategy import Strategy
 from cl.text import TextStream
 from strategies.sft import SFT

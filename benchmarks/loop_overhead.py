@@ -41,11 +41,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 from torchvision import transforms
 
-from cl.config import Eval, Train
 from cl.loop import Loop
 from cl.models import build
 from cl.objectives.cross_entropy import CrossEntropy
 from cl.seeding import generator, seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Labelled, Stream, class_incremental
 from strategies.naive import Naive
 

@@ -14,11 +14,11 @@ from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from cl.avalanche_stream import _rows
-from cl.config import Train
 from cl.data import Table
 from cl.errors import BadValue, ContractError
 from cl.runner import check_contract
 from cl.seeding import global_state, restore_globals
+from cl.settings import Train
 from cl.strategy import CLAIMS, HOOKS, NEEDS, REQUIRES, Strategy
 from cl.toolbox import Toolbox
 

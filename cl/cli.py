@@ -17,10 +17,11 @@ import click
 
 from cl import __version__
 from cl.claims import claims, load, summary
-from cl.config import REQUIRED, SCHEMAS, params_of_schema, show, type_name
+from cl.config import REQUIRED, params_of_schema, show, type_name
 from cl.errors import ClError, UsageError, unknown
 from cl.registry import PREFIXES, READERS, ROOMS, SINGULAR, entries, find, located
 from cl.request import Request, recipes, split_arguments
+from cl.settings import SCHEMAS
 from cl.start import PARAMS as START
 
 EPILOG = """\b

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from cl.buffers import Buffer
-from cl.config import Eval as EvalConfig
-from cl.config import Train
 from cl.data import Table
 from cl.errors import ContractError
-from cl.evaluation import Evaluator, InferenceBatch
+from cl.evaluation import Evaluator, InferenceBatch, Scores
 from cl.models import grow
 from cl.objectives import Objective
 from cl.optim import Synchroniser, build, set_lr
 from cl.prequential import Prequential
 from cl.rollouts import Rollouts
 from cl.seeding import generator
+from cl.settings import Eval as EvalConfig
+from cl.settings import Train
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
 from cl.toolbox import Toolbox
@@ -351,18 +351,28 @@ class Loop(Toolbox):
         ended = self._stop or self.clock.train_exp_iterations >= self._total
         if every and updates % every == 0 and not ended:
             self._watch.flush()
-            self._score("periodic")
+            scores = self._score("periodic")
+            if self.train.until is not None and self._reached(scores):
+                self.stop_training()
 
-    def _score(self, kind: str) -> None:
-        if self.observer is None:
-            return
+    def _reached(self, scores: Scores) -> bool:
+        """Whether what this experience teaches has the score of train.until, on validation data."""
+        index, evals = self.experience.index, self.stream.evals
+        own = [s for e, s in zip(evals, scores.val, strict=True) if index in e.learned_at]
+        return sum(own) / len(own) >= float(self.train.until.removeprefix("val>="))
+
+    def _score(self, kind: str) -> Scores | None:
+        if self.observer is None and self.train.until is None:
+            return None
         started = time.perf_counter()
         was_training, self.is_training = self.is_training, False
         keep = self.mb_x, self.mb_y, self.mb_task_id, self.mb_output
         scores = self._evaluator.score(kind)
         self.mb_x, self.mb_y, self.mb_task_id, self.mb_output = keep
         self.is_training = was_training
-        self.observer.scores(self, kind, scores, time.perf_counter() - started)
+        if self.observer is not None:
+            self.observer.scores(self, kind, scores, time.perf_counter() - started)
+        return scores
 
     def _claimed(self, claim: str, default, *args):
         owner = self._claims.get(claim)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cl.config import Train
+from cl.settings import Train
 
 
 def build(model: nn.Module, train: Train) -> torch.optim.Optimizer:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cl.config import Eval, Param, Train, params_of_schema, parse, parse_all
+from cl.config import Param, params_of_schema, parse, parse_all
 from cl.errors import ContractError, unknown
 from cl.registry import find
 from cl.request import Request
+from cl.settings import Eval, Train
 from cl.stream import Stream
 from cl.tuned import section
 

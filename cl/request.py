@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from cl.config import Eval, Scenario, Top, Train, params_of_schema, parse_all, show
+from cl.config import params_of_schema, parse_all, show
 from cl.errors import BadValue, DataError, UnknownName, nearest
 from cl.registry import Entry, find
+from cl.settings import Eval, Scenario, Top, Train
 from cl.start import PARAMS as START
 
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")

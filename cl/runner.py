@@ -13,7 +13,7 @@ from torch import nn
 
 from cl import objectives
 from cl.board import Board
-from cl.config import REQUIRED, Scenario
+from cl.config import REQUIRED
 from cl.display import Display, header
 from cl.errors import BadValue, ClError, ContractError, DataError, RunError, unknown
 from cl.folder import clear, locked, prepare, read_results, run_folder
@@ -25,6 +25,7 @@ from cl.registry import Entry, name_of
 from cl.request import Request
 from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals
+from cl.settings import Scenario
 from cl.start import adopted, is_trained, last_model
 from cl.state import check_state
 from cl.strategy import DOMAINS, HOOKS, NEEDS, REQUIRES, Strategy, claims_of
@@ -349,6 +350,8 @@ def _check_start(recipe: Recipe) -> None:
 
 def _check_training(recipe: Recipe, stream: Stream, loop: Loop) -> None:
     """Combinations that could only fail later."""
+    if recipe.train.until is not None:
+        _check_until(recipe, stream)
     if stream.online and recipe.train.epochs > 1:
         raise BadValue(f"stream.online is one pass: train.epochs={recipe.train.epochs} is more")
     if stream.online and recipe.train.updates is not None:
@@ -367,6 +370,16 @@ def _check_training(recipe: Recipe, stream: Stream, loop: Loop) -> None:
         )
     if recipe.train.precision == "bf16" and loop.device.type == "mps":
         raise BadValue("train.precision=bf16 needs a cpu or cuda device, got mps")
+
+
+def _check_until(recipe: Recipe, stream: Stream) -> None:
+    """Scores to stop at are taken now and then, of validation data."""
+    until = recipe.train.until
+    if recipe.eval.every is None:
+        raise BadValue(f"train.until={until} looks at evaluations: give eval.every=UPDATES, too")
+    for e in stream.evals:
+        if e.learned_at and e.val is None:
+            raise BadValue(f"train.until={until} needs validation data, {e.name} has none")
 
 
 def _planned(loop: Loop) -> list[int]:

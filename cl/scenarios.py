@@ -20,10 +20,10 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from cl.config import Scenario
 from cl.data import Table
 from cl.errors import BadValue, DataError
 from cl.seeding import generator
+from cl.settings import Scenario
 from cl.stream import Eval, Experience, Stream
 
 

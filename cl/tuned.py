@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from cl.config import Eval, Scenario, Train, params_of_schema, parse_all
+from cl.config import params_of_schema, parse_all
 from cl.errors import BadValue, ContractError
 from cl.request import Request
+from cl.settings import Eval, Scenario, Train
 from cl.stream import Stream
 
 

@@ -14,7 +14,7 @@ Maths     level=category, in every transformer layer: 2 of 4 attention matrices 
           at every level
 State     last: the names drawn last; frozen, start: what is frozen or to be put back in this
           experience; shares: for every experience the share of the elements which would be trained
-          that is frozen (or put back), the log's `frozen_share`
+          that is frozen (or put back), `reported` in results.json
 Needs     nothing of the scenario; claims nothing: hft+sft, hft+replay. Experiences are the stages
 Defaults  the paper's: half, by category
 Departs   a bias goes with its matrix; fused projections (GPT-2's c_attn, in_proj) are one tensor
@@ -79,7 +79,7 @@ class HFT(Strategy):
         names = self.last = self._drawn(units(loop.model), loop.rng("hft"))
         size = sum(trained[name].numel() for name in names)
         self.shares.append(size / max(1, sum(p.numel() for p in trained.values())))
-        loop.log("frozen_share", self.shares[-1])
+        loop.report("frozen_share", self.shares[-1])
         if self.half_reset:
             self.start = {name: trained[name].detach().clone() for name in names}
             return

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from cl.config import Eval, Train
 from cl.loop import Loop
 from cl.models import build
 from cl.objectives.cross_entropy import CrossEntropy
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Labelled, class_incremental
 
 ROOT = Path(__file__).parents[1]

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import Watcher, make_loop, tiny_stream
 
-from cl.config import Scenario
 from cl.data import Table
 from cl.errors import BadValue, DataError
 from cl.evaluation import reward_of_classes
 from cl.scenarios import apply
+from cl.settings import Scenario
 from cl.stream import Eval, Experience, Stream
 from strategies.naive import Naive
 from strategies.replay import Replay

@@ -12,7 +12,6 @@ from torch import nn
 import cl
 from cl import Strategy
 from cl.avalanche_source import CANNOT_RUN, _found, names
-from cl.config import Train
 from cl.errors import BadValue, DataError, UnknownName
 from cl.loop import Loop
 from cl.models import build as build_model
@@ -21,6 +20,7 @@ from cl.optim import build
 from cl.registry import find
 from cl.runner import build_strategy
 from cl.seeding import generator, seed_globals
+from cl.settings import Train
 from strategies.naive import Naive
 from strategies.replay import Replay
 

@@ -12,7 +12,6 @@ import torch
 from conftest import assert_same_weights, bigram_model
 
 import cl
-from cl.config import Eval, Train
 from cl.data import Table
 from cl.demonstrations import answers, demonstrations, nll, rendered, right_samples
 from cl.errors import DataError
@@ -22,6 +21,7 @@ from cl.models import build
 from cl.objectives.token_cross_entropy import NOTHING, TokenCrossEntropy
 from cl.runner import resume
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Eval as StreamEval
 from cl.stream import Experience
 from cl.text import Item, TextStream

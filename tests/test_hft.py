@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from conftest import (
-    Watcher,
     assert_same_weights,
     make_loop,
     start_of_a_run,
@@ -16,13 +15,13 @@ from conftest import (
 from torch import nn
 
 import cl
-from cl.config import Eval, Train
 from cl.errors import BadValue
 from cl.loop import Loop
 from cl.models import build
 from cl.models.anatomy import anatomy
 from cl.objectives.cross_entropy import CrossEntropy
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from strategies.hft import HFT, chosen, units
 from strategies.naive import Naive
 from strategies.replay import Replay
@@ -196,13 +195,12 @@ def test_every_experience_draws_another_half():
 
 
 def test_the_draw_follows_the_run_seed_alone_and_is_logged():
-    watcher = Watcher()
-    one, _ = looked(HFT(), seed=3, observer=watcher)
+    one, loop = looked(HFT(), seed=3)
     two, _ = looked(HFT(), Replay(size=4), seed=3, lr=0.3)
     other, _ = looked(HFT(), seed=4)
     assert [f.items() for f in one.flags] == [f.items() for f in two.flags]
     assert one.flags != other.flags
-    assert any("frozen_share" in means for means in watcher.means)
+    assert list(loop.reported["frozen_share"].values()) == loop.plugins[1].shares
 
 
 def test_what_somebody_else_has_frozen_stays_frozen_and_is_not_drawn():

@@ -16,7 +16,6 @@ from torch import nn
 
 import cl
 from cl.board import _pixels
-from cl.config import Eval, Train
 from cl.data import Table
 from cl.display import show_results
 from cl.folder import comparable
@@ -31,6 +30,7 @@ from cl.probes.pass_at_k import unbiased
 from cl.runner import resume
 from cl.sampling import sample
 from cl.seeding import derive, seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Eval as StreamEval
 from cl.stream import Experience
 from cl.text import Item, TextStream

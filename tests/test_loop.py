@@ -1,16 +1,18 @@
 """The loop: hook order, claims, loss terms, optimizer, exactness."""
 
+import json
 import math
 
 import pytest
 import torch
 from conftest import DropoutNet, Watcher, assert_same_weights, make_loop, tiny_stream, weights
 
-from cl.config import Train
+import cl
 from cl.errors import BadValue, ContractError, NonFinite, RunError
 from cl.models import build
 from cl.optim import lr_factor
 from cl.seeding import generator, global_state
+from cl.settings import Train
 from cl.strategy import EVAL_HOOKS, HOOKS, TRAINING_HOOKS, Strategy
 from strategies.naive import Naive
 from strategies.replay import Replay
@@ -447,3 +449,35 @@ def test_predictions_of_the_wrong_shape_are_refused():
 
     with pytest.raises(RunError, match=r"predictions must be \[B="):
         make_loop([Narrow()], observer=Watcher()).run()
+
+
+def test_until_ends_an_experience_at_the_first_evaluation_that_reaches_the_score(tmp_path):
+    settings = {"out": str(tmp_path), "stream.n_experiences": 2, "eval.every": 5}
+    stopped = cl.run("split_digits", "naive", **settings, **{"train.until": "val>=0.9"})
+    whole = cl.run("split_digits", "naive", **settings)
+    lines = [json.loads(line) for line in (whole.dir / "curves.jsonl").read_text().splitlines()]
+    first = next(
+        line["updates"]
+        for line in lines
+        if line["kind"] == "periodic" and line["experience"] == 0 and line["val"][0] >= 0.9
+    )
+    own = [json.loads(line) for line in (stopped.dir / "curves.jsonl").read_text().splitlines()]
+    ends = [line["updates"] for line in own if line["kind"] == "experience"]
+    assert ends[0] == first < 180
+    assert all(
+        line["val"][line["experience"]] >= 0.9 for line in own if line["kind"] == "experience"
+    )
+    assert stopped.results["cost"]["updates"] == ends[1] < whole.results["cost"]["updates"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train.until": "val>=0.9"}, "give eval.every"),
+        ({"train.until": "val>=0.9", "eval.every": 5, "stream.val": 0}, "validation data"),
+        ({"train.until": "test>=0.9"}, "train.until"),
+    ],
+)
+def test_until_without_what_it_looks_at_is_refused(settings, message, tmp_path):
+    with pytest.raises(BadValue, match=message):
+        cl.run("split_digits", "naive", out=str(tmp_path), **settings)

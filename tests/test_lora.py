@@ -16,7 +16,6 @@ from test_language import ids_of, livelier, rng, saved
 import cl
 from cl import checkpoint
 from cl.adapters import Adapters, joined, split
-from cl.config import Eval, Train
 from cl.errors import BadValue
 from cl.folder import comparable
 from cl.loop import Loop
@@ -26,6 +25,7 @@ from cl.objectives.token_cross_entropy import TokenCrossEntropy
 from cl.runner import resume
 from cl.sampling import left_padded, sample
 from cl.seeding import global_state, seed_globals
+from cl.settings import Eval, Train
 from strategies.lora import LoRA
 
 ROOT = Path(__file__).parents[1]

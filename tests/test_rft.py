@@ -6,7 +6,6 @@ import torch
 
 import cl
 from cl.cli import main
-from cl.config import Eval, Train
 from cl.data import Table
 from cl.errors import BadValue, ContractError
 from cl.folder import comparable
@@ -17,6 +16,7 @@ from cl.registry import find
 from cl.rollouts import Rollouts, joined
 from cl.runner import resume
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Eval as StreamEval
 from cl.stream import Experience
 from cl.text import Item, TextStream

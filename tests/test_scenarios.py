@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from conftest import Watcher, assert_same_weights, blobs, make_loop, tiny_stream, weights
 
 import cl
-from cl.config import Scenario
 from cl.errors import BadValue, DataError, UnknownName
 from cl.folder import comparable
 from cl.metrics import anytime_accuracy, prequential
 from cl.models import build
 from cl.runner import resume
 from cl.scenarios import apply, by_arrival
+from cl.settings import Scenario
 from cl.stream import class_incremental
 from strategies.cumulative import Cumulative
 from strategies.naive import Naive

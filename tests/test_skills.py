@@ -9,10 +9,10 @@ from random import Random
 import pytest
 import torch
 
-from cl.config import Scenario
 from cl.errors import BadValue, ContractError, DataError, UnknownName
 from cl.registry import find
 from cl.scenarios import apply
+from cl.settings import Scenario
 from cl.stream import Experience, Stream
 from cl.text import Item, TextStream
 from cl.verifiers import exact, last_number, marked, marked_number, numeric

@@ -10,7 +10,6 @@ from conftest import assert_same_weights
 import cl
 import cl.generation
 from cl.cli import main
-from cl.config import Eval, Train
 from cl.data import Table
 from cl.errors import BadValue, DataError
 from cl.folder import comparable
@@ -21,6 +20,7 @@ from cl.pretrain import Pretraining, rate
 from cl.runner import resume
 from cl.sampling import Rollout
 from cl.seeding import seed_globals
+from cl.settings import Eval, Train
 from cl.stream import Eval as StreamEval
 from cl.stream import Experience
 from cl.text import Item, TextStream
