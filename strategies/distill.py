@@ -13,13 +13,14 @@ Needs     experience boundaries
 Defaults  ours
 Departs   images: lwf is this in forward direction without the entropy of p_old, which moves no
           weight, at T=2 and with a softmax per old task where task labels are given; distill has
-          one over all known classes. No factor T^2. In experience 0 it does nothing. Positions of
+          one over all known classes. No factor T^2. Positions of
           a micro-batch weigh the same: with train.accumulate parts of unequal length weigh by
           their rows. Rows that other strategies add are distilled, too
 Parameters
     lam        weight of the old answers; 0 is the base method [1]
     direction  forward covers all that the old model says, reverse forbids what it would not say
     T          temperature of both softmaxes [1]
+    first      text: in experience 0, too, whose model was pretrained; images: never
 """
 
 from __future__ import annotations
@@ -46,13 +47,15 @@ class Distill(Strategy):
         lam: Annotated[float, Range(min=0)] = 1.0,
         direction: Literal["forward", "reverse"] = "forward",
         T: Annotated[float, Range(above=0)] = 1.0,
+        first: bool = True,
     ):
-        self.lam, self.direction, self.T = lam, direction, T
+        self.lam, self.direction, self.T, self.first = lam, direction, T, first
         self.old = None
 
     def before_train_dataset_adaptation(self, loop):
         """Keep the model, before its head grows."""
-        if self.lam and loop.experience.index > 0:
+        first = self.first and loop.stream.domain == "llm"
+        if self.lam and (first or loop.experience.index > 0):
             self.old = loop.snapshot()
 
     def before_backward(self, loop):

@@ -269,7 +269,7 @@ def test_a_language_model_is_held_at_its_responses_tokens(direction):
             if loop.experience.index == 1 and len(terms) == 2:
                 terms.append(by_hand(strategy.old, loop.model, loop.stream.items[4:], direction))
 
-    strategy = Distill(lam=2.0, direction=direction, T=1.5)
+    strategy = Distill(lam=2.0, direction=direction, T=1.5, first=False)
     loop = loop_of(stream_of(), strategies=[strategy, Check()], lr=1.0)
     loop.hooks["before_backward"] = loop.hooks["before_backward"][1:]  # once, by Check
     loop.experience = loop.stream.experiences[0]
@@ -291,6 +291,19 @@ def test_a_language_model_is_held_at_its_responses_tokens(direction):
     assert loop.mb_output.shape[1] < loop.mb_x.shape[1]
     loop.mb_output = loop.model(loop.mb_x.clamp(min=0), loop.mb_x >= 0)  # of all columns
     assert penalty(strategy, loop).item() == pytest.approx(2 * value, rel=1e-4)
+
+
+def test_a_pretrained_model_is_held_from_the_first_experience_on():
+    held = []
+
+    class Held(Naive):
+        def before_training_epoch(self, loop):
+            held.append(distill.old is not None)
+
+    for first in (True, False):
+        distill = Distill(first=first)
+        loop_of(stream_of(), strategies=[distill, Held()]).run()
+    assert held == [True, True, False, True]
 
 
 @torch.no_grad()
