@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from cl.errors import ContractError, DataError, unknown
+from cl.errors import BadValue, ContractError, DataError, unknown
 from cl.grids import Choice, check_arm, members
 from cl.measures import check_measure
 from cl.request import Request
@@ -168,6 +168,7 @@ class Claim:
 
     def check(self, over: dict[str, Any]) -> None:
         """Whether its runs can begin. Raises UnknownName, BadValue, DataError."""
+        _check_grids(self, over)
         for name in self.members:
             _request(self, name, over)
             self.keys(name, self.seeds[0], over)
@@ -316,7 +317,18 @@ def _check(where: str, claim: Claim) -> None:
             raise ContractError(f"{where}: arm {name} is chosen by calibration, on no seeds")
     for name in claim.members:
         _request(claim, name, {})
+    _check_grids(claim, claim.quick)
     _request(claim, next(iter(claim.members)), claim.quick)
+
+
+def _check_grids(claim: Claim, over: dict[str, Any]) -> None:
+    """What a grid varies can't be set for all arms: its members would be one and the same run."""
+    for name, arm in claim.arms.items():
+        fixed = sorted(over.keys() & (arm.get("grid") or {}).keys())
+        if fixed:
+            raise BadValue(
+                f"{fixed[0]} can't be set: arm {name} of {claim.name} is run under several of them"
+            )
 
 
 def _request(claim: Claim, name: str, over: dict[str, Any]) -> None:

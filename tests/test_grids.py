@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from cl.claims import load
-from cl.errors import ContractError, UnknownName
+from cl.errors import BadValue, ContractError, UnknownName
 from cl.grids import chosen, members
 from cl.measures import explained, measure
 from cl.reproduce import reproduce
@@ -86,6 +86,15 @@ def test_a_grid_is_every_combination_of_its_values():
         "a[lr=1,beta=2]": {"strategy": "x", "train.lr": 1, "strategy.beta": 2},
     }
     assert members("a", {"strategy": "x"}) == {"a": {"strategy": "x"}}
+
+
+def test_what_a_grid_varies_can_not_be_set_for_all(tmp_path):
+    claim = load(written(tmp_path))
+    claim.check({"train.epochs": 2})
+    with pytest.raises(BadValue, match=r"train\.lr can't be set: arm one of small"):
+        claim.check({"train.lr": 0.1})
+    with pytest.raises(BadValue, match=r"train\.lr can't be set"):
+        load(written(tmp_path, quick={"train.lr": 0.1}))
 
 
 def test_arms_are_compared_where_they_have_learned_as_much(tmp_path):
