@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cl.avalanche import AvalancheStrategy
 from cl.avalanche_template import LastScores, Template, benchmark_of
 from cl.errors import BadValue
+from cl.evaluation import Scores
 from cl.loop import Loop
 from cl.models import Classifier
 from cl.optim import build, set_lr
@@ -280,14 +281,14 @@ class AvalancheLoop(Loop):
         clock.train_epoch_iterations += 1
         self._after_update()
 
-    def _score(self, kind: str) -> None:
+    def _score(self, kind: str) -> Scores | None:
         """Score with a minibatch of its own, and tell the plug-ins' evaluator."""
         if self.observer is None:
-            return
+            return super()._score(kind)
         batch, self._mbatch = self._mbatch, None
         observer, self.observer = self.observer, _Listener(self.observer, self.template.evaluator)
         try:
-            super()._score(kind)
+            return super()._score(kind)
         finally:
             self._mbatch, self.observer = batch, observer
 

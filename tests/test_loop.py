@@ -470,6 +470,14 @@ def test_until_ends_an_experience_at_the_first_evaluation_that_reaches_the_score
     assert stopped.results["cost"]["updates"] == ends[1] < whole.results["cost"]["updates"]
 
 
+def test_until_ends_runs_of_avalanches_plugins_too(tmp_path):
+    settings = {"out": str(tmp_path), "eval.every": 2, "stream.val": 0.2, "train.epochs": 2}
+    stopped = cl.run(
+        "split_digits", "avalanche:ReplayPlugin", **settings, **{"train.until": "val>=0"}
+    )
+    assert stopped.results["cost"]["updates"] == 2 * len(stopped.results["experiences"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
