@@ -34,6 +34,8 @@ class Rewarded(Strategy):
     """
 
     def __init__(self, *, reference: str, ema: float, min_pass: float, **options):
+        follows = options["beta"] > 0 and reference in ("previous", "ema")  # begins with a task
+        self.needs = ("boundaries",) if follows else ()
         self.options, self.reference_kind = options, reference
         self.ema, self.min_pass = ema, min_pass
         self.reference = None  # a snapshot
@@ -105,7 +107,7 @@ class Rewarded(Strategy):
 
     def before_training_exp(self, loop: Loop) -> None:
         """The reference of this experience, and whether it can be learned at all."""
-        if self.choices.beta and self.reference_kind in ("previous", "ema"):
+        if self.choices.beta and self.reference_kind == "previous":
             self.reference = loop.snapshot()
         if loop.stream.domain == "llm" and loop.adapted_dataset is not None:
             share = self.pass_share(loop, loop.adapted_dataset)
@@ -116,6 +118,12 @@ class Rewarded(Strategy):
                     f"among {self.options['group']}; little can be learned from rewards",
                     stacklevel=1,
                 )
+
+    def before_training_epoch(self, loop: Loop) -> None:
+        """A running mean begins with the weights that are trained, late adapters included."""
+        begins = self.reference_kind == "ema" and loop.clock.train_exp_epochs == 0
+        if self.choices.beta and begins:
+            self.reference = loop.snapshot()
 
     def after_update(self, loop: Loop) -> None:
         """A running mean follows the weights."""

@@ -32,6 +32,7 @@ class Rollouts:
     rewards  float32 [N], nan where an answer can't be scored; right bool [N]: fully right
     baseline float32 [P]: reward of the greedy answer, for advantage=remax
     advantages float32 [N]; counted bool [N]: what the loss is made of
+    further  drawn besides the epoch's prompts, in place of some that say nothing
     """
 
     rows: dict[str, Tensor]
@@ -49,6 +50,7 @@ class Rollouts:
     baseline: Tensor | None = None
     advantages: Tensor | None = None
     counted: Tensor | None = None
+    further: bool = False
 
     def __len__(self) -> int:
         return 0 if self.group is None else len(self.group)

@@ -9,7 +9,7 @@ Defaults  200 exemplars, equal shares per class
 Departs   a row that arrives twice (recurring streams) may be held twice; ER's reservoir is
           policy=reservoir (filled during each experience's first epoch)
           Text: a row is a prompt, its class the task. Under sft its gold response is replayed,
-          whatever the model would say
+          whatever the model would say. Rewards that refill batches do so with new prompts
 Parameters
     size        exemplars stored in all [rows], or, below 1, their share of all training rows of the
                 stream (0.01: one row in a hundred, rounded up; needs stream_length) [1]
@@ -46,6 +46,8 @@ class Replay(Strategy):
 
     def before_rollout(self, loop):
         """With rewards: stored prompts are answered anew, as many as new ones."""
+        if loop.rollouts.further:
+            return
         buffer, new = self._buffer(loop), dict(loop.rollouts.rows)
         if len(buffer):
             n = self.batch_size or loop.rollouts.n_prompts

@@ -9,7 +9,8 @@ Loss      aggregate(-min(w A, clip(w, 1 - clip, 1 + clip_high) A) + beta KL(poli
           `advantage` from the rewards of a prompt's answers. On images an answer is one class,
           drawn from the softmax, and the reward is 1 if it is right
 State     the reference's weights
-Needs     a stream whose verifier rewards answers (or labels, on images)
+Needs     a stream whose verifier rewards answers (or labels, on images); boundaries, with beta and
+          reference=previous or ema
 Defaults  the paper's: GRPO, 8 answers, beta=0.01 to the model before the task, token mean, clip 0.2
           and 0.3. 64 answers to 8 prompts per update, as sft learns from 64 demonstrations
 Departs   its reward is 0.9 accuracy + 0.1 format, form=0.1 here; an answer that does not end in
@@ -57,6 +58,8 @@ from cl.rewarded import Rewarded
 @register
 class RFT(Rewarded):
     """Policy gradients on the stream's rewards."""
+
+    needs = ("boundaries",)
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Claim     leaving out what the model can't answer at all keeps 37 to 82 % of the
 Loss      as rft; before each experience every training prompt is answered `samples` times, and
           those without a right answer are left out
 State     as rft
-Needs     as rft, on text: a classifier can't name classes that it has not been taught
+Needs     as rft, on text: a classifier can't name classes that it has not been taught; boundaries
 Defaults  8 samples, drop=all_wrong as in the first version of the paper; the rest as rft
 Departs   rightness decides, not the reward, which form alone can raise. The paper's later text also
           drops prompts that are always answered rightly: drop=zero_variance. If no prompt is left
@@ -41,6 +41,7 @@ from cl.rewarded import Rewarded
 class RIFRFT(Rewarded):
     """Rewards on a filtered experience."""
 
+    needs = ("boundaries",)
     domains = ("llm",)  # new classes can't be answered before they have been learned
     instead = {"vision": "rft"}
 
@@ -63,6 +64,7 @@ class RIFRFT(Rewarded):
     ):
         own = ("self", "__class__", "samples", "drop")
         super().__init__(**{k: v for k, v in locals().items() if k not in own})
+        self.needs = ("boundaries",)  # prompts are tried before each experience
         self.samples, self.drop = samples, drop
 
     def data(self, loop, experience):

@@ -434,6 +434,35 @@ def test_dropped_prompts_leave_the_loss_and_refilled_ones_are_replaced():
                 assert (r.rows["x"] % 2 == 0).all()
 
 
+@pytest.mark.parametrize("prompts_left", [1, 2])
+def test_an_epoch_has_the_planned_updates_though_few_prompts_are_left(prompts_left, monkeypatch):
+    def some(prompts, completions, n):
+        return [float(k < prompts_left and len(c) % 2 == 0) for k, c in zip(n, completions)]
+
+    monkeypatch.setattr("cl.objectives.policy_gradient.REFILLS", 0)
+    options = {"group": 4, "min_pass": 0, "zero_variance": "refill", "unfinished": "score"}
+    spy, rft = Spy(), strategy_of("rft", refresh=5, **options)
+    loop = loop_of([rft, spy], stream_of(some, n=5, tasks=1), batch_size=4)
+    planned = len(loop.objective.batches(loop, loop.stream.experiences[0].train))
+    loop.run()
+    assert loop.clock.train_iterations == planned == 5
+    assert spy.seen[0][1].n_prompts == prompts_left  # 4 or 8 answers for 5 updates
+
+
+def test_a_refilled_batch_has_new_prompts_where_replayed_ones_say_nothing():
+    def some(prompts, completions, n):
+        return [float(k % 4 == 0 and len(c) % 2 == 0) for k, c in zip(n, completions)]
+
+    spy, rft = Spy(), strategy_of("rft", group=4, min_pass=0, zero_variance="refill")
+    replay = strategy_of("replay", size=32, policy="reservoir")
+    loop = loop_of([rft, replay, spy], stream_of(some, n=32, tasks=2), batch_size=16)
+    loop.run()
+    held = loop.buffers["replay"].rows["x"].tolist()
+    assert sorted(held) == list(range(32))  # each row was offered once
+    own = [int((r.rows["x"] >= 16).sum()) for _, r, _ in spy.seen[4:]]
+    assert all(r.n_prompts <= 8 for _, r, _ in spy.seen) and min(own) >= 2
+
+
 def test_remax_subtracts_the_greedy_answers_reward():
     spy = Spy()
     loop_of([strategy_of("rft", group=4, min_pass=0, advantage="remax"), spy]).run()
@@ -524,6 +553,72 @@ def test_a_classifier_draws_classes_it_has_seen_and_of_its_task(labels, tmp_path
     cl.run("split_digits", [strategy_of("rft"), Drawn()], out=str(tmp_path), **settings)
     assert drawn[0] <= set(range(5))
     assert (min(drawn[1]) >= 5) == labels
+
+
+@pytest.mark.parametrize("other", ["distill", "derpp"])
+def test_who_reads_the_output_gets_logits_of_all_classes_with_task_labels_too(other, tmp_path):
+    settings = {"stream": {"n_experiences": 2, "task_labels": True}, "train.updates": 3}
+    cl.run("split_digits", f"rft+{other}", out=str(tmp_path), **settings)
+
+
+def test_explored_answers_are_not_in_the_entropy():
+    logged = []
+
+    class Logs(cl.Strategy):
+        def after_advantage(self, loop):
+            loop.log = lambda name, value: logged.append((name, float(value)))
+
+    stream = find("streams", "split_digits").load()(n_experiences=1)
+    model = build("mlp", stream.input_shape, {})
+    rft = strategy_of("rft", group=8, beta=0.0, explore=0.5)
+    spy = Spy()
+    loop_of([rft, Logs(), spy], stream, model, batch_size=8, updates=1).run()
+    r = spy.seen[0][1]
+    drawn = -r.logp[~r.explored].mean().item()
+    assert r.explored.any()
+    assert dict(logged)["entropy"] == pytest.approx(drawn, rel=1e-5)
+
+
+def test_many_inputs_are_answered_part_by_part():
+    sizes = []
+    stream = find("streams", "split_digits").load()(n_experiences=1)
+    model = build("mlp", stream.input_shape, {})
+    rft = strategy_of("rft", group=2, beta=0.0, refresh="epoch", clip=None)
+    loop = loop_of(rft, stream, model, batch_size=64)
+    loop.grow_to(10)
+    loop.model.register_forward_hook(lambda module, given, made: sizes.append(len(made)))
+    rows = stream.experiences[0].train.rows(torch.arange(600))
+    loop.objective.answers(loop, rows, 2, loop.rng("test"))
+    assert sizes == [512, 88]
+
+
+def test_a_running_mean_covers_adapters_that_are_put_in_later():
+    rft = strategy_of("rft", group=4, min_pass=0, reference="ema", ema=0.0)
+    seen = []
+
+    class Seen(cl.Strategy):
+        def after_training_epoch(self, loop):
+            seen.append(rft.reference)
+            assert_same_weights(rft.reference, loop.model)
+
+    loop_of([rft, strategy_of("lora"), Seen()], stream_of(n=4, tasks=2)).run()
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "needs"),
+    [
+        ("rft", {}, ("boundaries",)),
+        ("rft", {"reference": "ema"}, ("boundaries",)),
+        ("rft", {"reference": "base"}, ()),
+        ("rft", {"beta": 0.0}, ()),
+        ("rif_rft", {"beta": 0.0}, ("boundaries",)),
+    ],
+)
+def test_who_begins_something_with_an_experience_says_that_it_needs_boundaries(
+    name, options, needs
+):
+    assert strategy_of(name, **options).needs == needs
 
 
 # -- rif_rft -------------------------------------------------------------------------

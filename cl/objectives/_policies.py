@@ -8,7 +8,8 @@ A policy is what the reward objective needs to know of a domain:
     part(loop, rollouts, index)                 (mb_x, mb_y) of rows at positions `index` [b]
     tokens(x)                                   tokens in a block, 0 where it is no text
     at(rollouts, index)                         their answers, positions int64 [a]
-    output(loop, model, x, y)                   what the methods below take
+    output(loop, model, x, y)                   what is `mb_output`
+    told(loop, output)                          what the methods below take
     logp(output, y, rollouts, index, temperature)  [a, T] of the answers, with gradients
     logits(output, a)                           [a, T, V], those that chose the tokens
     mask(output, y, a)                          bool [a, T]
@@ -32,7 +33,7 @@ from cl.text import TextStream
 if TYPE_CHECKING:
     from cl.loop import Loop
 
-AT_ONCE = 512  # answers sampled together; not a setting, as draws depend on it
+AT_ONCE = 512  # answers (inputs of a classifier) together; not a setting, as draws depend on it
 
 
 class TextPolicy:
@@ -135,6 +136,10 @@ class TextPolicy:
         longest = int((y != IGNORE).sum(1).max())
         return model.answered(x.clamp(min=0), x != NO_TOKEN, x.shape[1] - longest)
 
+    def told(self, loop, output: Tensor) -> Tensor:
+        """The same: text has no task labels."""
+        return output
+
     def logp(self, output: Tensor, y: Tensor, rollouts, index, temperature: float) -> Tensor:
         """0 where the answer has no token."""
         return token_logp(output[:, :-1], y[:, y.shape[1] - output.shape[1] + 1 :], temperature)
@@ -169,9 +174,10 @@ class ClassPolicy:
 
     def answer(self, loop, rollouts: Rollouts, n: int, temperature: float, rng, greedy=False):
         """n draws for every row, among the classes seen (of its task, where labels are given)."""
-        x, task_id = loop.prepared(rollouts.rows["x"]), rollouts.rows.get("task_label")
+        x, task_id = rollouts.rows["x"], rollouts.rows.get("task_label")
         with frozen(loop.model):
-            logits = loop.restricted(loop.model(x)[:, : loop.seen_classes], task_id)
+            parts = [loop.model(loop.prepared(part)) for part in x.split(AT_ONCE)]
+            logits = loop.restricted(torch.cat(parts)[:, : loop.seen_classes], task_id)
         logp = (logits.float() / temperature).log_softmax(1)
         if greedy:
             drawn = logp.argmax(1, keepdim=True)
@@ -216,8 +222,12 @@ class ClassPolicy:
         return (index[:, None] * n + torch.arange(n, device=index.device)).flatten()
 
     def output(self, loop, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Logits [b, C] of all classes, as cross_entropy has them."""
+        return model(x)
+
+    def told(self, loop, output: Tensor) -> Tensor:
         """Logits [b, C], -inf outside a row's task where labels are given."""
-        return loop.restricted(model(x), loop.mb_task_id)
+        return loop.restricted(output, loop.mb_task_id)
 
     def logp(self, output: Tensor, y: Tensor, rollouts, index, temperature: float) -> Tensor:
         """Of the drawn classes."""

@@ -97,6 +97,8 @@ class PolicyGradient:
         """Raises BadValue for what can't work."""
         c = self.choices
         self.policy.check(loop)
+        if c.form and loop.stream.domain != "llm":
+            raise BadValue(f"strategy.form={c.form:g}: classes have no form; it is for text")
         if loop.stream.online:
             raise BadValue("stream.online answers every row once; rewards need several answers")
         if c.group < 2 and c.advantage in COMPARING:
@@ -138,8 +140,9 @@ class PolicyGradient:
         """This micro-batch's part of the update's loss."""
         c, policy, r = self.choices, self.policy, loop.rollouts
         at = policy.at(r, self._part)  # of a answers
-        logp = policy.logp(loop.mb_output, loop.mb_y, r, self._part, c.temperature)  # [a, T]
-        counted = policy.mask(loop.mb_output, loop.mb_y, len(at)) & r.counted[at, None]
+        output = policy.told(loop, loop.mb_output)
+        logp = policy.logp(output, loop.mb_y, r, self._part, c.temperature)  # [a, T]
+        counted = policy.mask(output, loop.mb_y, len(at)) & r.counted[at, None]
         old = None if c.on_policy else r.logp[at, : logp.shape[1]]
         if c.clip is None:
             values = -logp * r.advantages[at, None]
@@ -157,7 +160,7 @@ class PolicyGradient:
             if not c.on_policy:
                 loop.log("clipped", share)
         if c.beta and c.kl != "k1":
-            distance = self._distance(loop, logp, old)
+            distance = self._distance(loop, output, logp, old)
             loop.log("kl", aggregate(distance.detach(), counted, "token_mean"))
             values = values + c.beta * distance
         batch = policy.at(r, loop.batch_index)
@@ -181,9 +184,9 @@ class PolicyGradient:
 
     def collect(self, loop: Loop, table: Table, prompts: Tensor) -> Rollouts:
         """Answers to the prompts at positions `prompts` [P] of the table; sets loop.rollouts."""
-        block = self._roll(loop, table.rows(prompts))
+        block = self._roll(loop, Rollouts(table.rows(prompts)))
         if self.choices.zero_variance == "refill":
-            block = self._refilled(loop, table, block, len(prompts))
+            block = self._refilled(loop, table, block)
         if not self.choices.on_policy:
             block.logp = self._logp_of(loop, block, loop.model)
         loop.rollouts = block
@@ -197,9 +200,8 @@ class PolicyGradient:
         self._reward(loop, made)
         return made
 
-    def _roll(self, loop: Loop, rows: dict[str, Tensor]) -> Rollouts:
-        c = self.choices
-        r = loop.rollouts = Rollouts(rows)
+    def _roll(self, loop: Loop, r: Rollouts) -> Rollouts:
+        c, loop.rollouts = self.choices, r
         loop.fire("before_rollout")
         self.policy.answer(loop, r, c.group, c.temperature, loop.rng("rollouts"))
         loop.fire("after_rollout")
@@ -233,15 +235,16 @@ class PolicyGradient:
             away = self._logp_of(loop, r, loop.model) - self._logp_of(loop, r, self.reference())
             r.rewards = r.rewards - c.beta * away.sum(1)
 
-    def _refilled(self, loop: Loop, table: Table, block: Rollouts, wanted: int) -> Rollouts:
+    def _refilled(self, loop: Loop, table: Table, block: Rollouts) -> Rollouts:
         """The prompts that say something, and others drawn in place of the rest."""
+        wanted = block.n_prompts  # those that a strategy has added are replaced, too
         parts, rng = [block.of_prompts(block.speaking().nonzero()[:, 0])], loop.rng("refill")
         for _ in range(REFILLS):
             lacking = wanted - sum(part.n_prompts for part in parts)
             if lacking <= 0:
                 break
             drawn = torch.randint(len(table), (wanted,), generator=rng).to(table.device)
-            more = self._roll(loop, table.rows(drawn))
+            more = self._roll(loop, Rollouts(table.rows(drawn), further=True))
             parts.append(more.of_prompts(more.speaking().nonzero()[:lacking, 0]))
         parts = [part for part in parts if part.n_prompts]
         return joined(parts) if parts else block
@@ -253,21 +256,22 @@ class PolicyGradient:
         with frozen(model), loop.autocast():  # statistics of batch norm stay as they are
             for index in torch.arange(n, device=r.group.device).split(loop.train_mb_size):
                 x, y = self.policy.part(loop, r, index)
-                output = self.policy.output(loop, model, x, y)
+                output = self.policy.told(loop, self.policy.output(loop, model, x, y))
                 logp = self.policy.logp(output, y, r, index, self.choices.temperature)
                 found[self.policy.at(r, index), : logp.shape[1]] = logp
         loop.mb_task_id = kept
         return found.masked_fill(~r.mask, 0.0)
 
-    def _distance(self, loop: Loop, logp: Tensor, old: Tensor | None) -> Tensor:
+    def _distance(self, loop: Loop, output: Tensor, logp: Tensor, old: Tensor | None) -> Tensor:
         """The chosen estimate of the KL between policy and reference, per token [a, T]."""
         c, policy = self.choices, self.policy
         with torch.no_grad():
-            output = policy.output(loop, self.reference(), loop.mb_x, loop.mb_y)
+            base = policy.output(loop, self.reference(), loop.mb_x, loop.mb_y)
+        base = policy.told(loop, base)
         if c.kl == "full":
-            ours, theirs = (policy.logits(o, len(logp)) for o in (loop.mb_output, output))
+            ours, theirs = (policy.logits(o, len(logp)) for o in (output, base))
             return full_kl(ours[..., : theirs.shape[-1]], theirs, c.temperature)
-        ref = policy.logp(output, loop.mb_y, loop.rollouts, self._part, c.temperature)
+        ref = policy.logp(base, loop.mb_y, loop.rollouts, self._part, c.temperature)
         return kl(logp, ref, c.kl, old_logp=old)
 
     def _longest(self, loop: Loop) -> int:
@@ -277,10 +281,12 @@ class PolicyGradient:
     def _log(self, loop: Loop, r: Rollouts) -> None:
         """What shows progress: the loss of group-centred advantages does not."""
         known = ~r.rewards.isnan()
-        loop.log("reward", r.rewards[known].mean() if known.any() else 0.0)
+        if known.any():
+            loop.log("reward", r.rewards[known].mean())
         loop.log("right", r.right.float().mean())
         loop.log("silent_prompts", 1 - r.speaking().float().mean())
-        loop.log("entropy", -(r.logp * r.mask).sum() / r.mask.sum().clamp(min=1))
+        own = r.mask if r.explored is None else r.mask & ~r.explored[:, None]  # drawn by the policy
+        loop.log("entropy", -(r.logp * own).sum() / own.sum().clamp(min=1))
         if r.texts:
             loop.log("answer_tokens", r.mask.sum(1).float().mean())
             loop.log("unfinished", r.unfinished.float().mean())
@@ -317,14 +323,17 @@ class RolloutBatches:
     def _passes(self, made: Rollouts, n: int) -> Iterator[Tensor]:
         """As many updates as n prompts give, though some were left out or others added."""
         c, loop = self.objective.choices, self.loop
-        rows = made.n_prompts * self.objective.policy.per_prompt(c.group)
-        size = -(-rows // self._steps(n))
+        rows, steps = made.n_prompts * self.objective.policy.per_prompt(c.group), self._steps(n)
         for _ in range(c.passes):
             if c.on_policy:
                 order = torch.arange(rows)
             else:
                 order = torch.randperm(rows, generator=loop.rng("minibatches"))
-            yield from order.to(loop.device).split(size)
+            parts = order.split(-(-rows // steps))
+            if len(parts) < steps:  # so few are left that rounding up would save an update
+                parts = order.repeat(-(-steps // rows)).tensor_split(steps)
+            for part in parts:
+                yield part.to(loop.device)
 
     def _steps(self, n: int) -> int:
         """Updates of one pass over the answers to n prompts."""
