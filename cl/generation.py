@@ -62,7 +62,8 @@ class TextEvaluator(Evaluator):
             part = order[start : start + size]
             texts, finished = self._generate(part)
             found = stream.rewards(part, texts)
-            rewards += [r == 1 for r in found]
+            # an answer that was cut off is none, as where rewards are learned from
+            rewards += [r == 1 and ended for r, ended in zip(found, finished, strict=True)]
             counts["unscorable"] += sum(r is None for r in found)
             counts["unfinished"] += len(part) - sum(finished)
             pairs = zip(part, texts, strict=True)

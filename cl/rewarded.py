@@ -127,7 +127,7 @@ class Rewarded(Strategy):
 
     def after_update(self, loop: Loop) -> None:
         """A running mean follows the weights."""
-        if self.choices.beta and self.reference_kind == "ema":
+        if self.reference_kind == "ema" and self.choices.beta:
             follow(self.reference, loop.model, 1 - self.ema)
 
     def after_training_exp(self, loop: Loop) -> None:

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NO_TOKEN, NO_LABEL = -1, -100
+from cl.objectives._tokens import IGNORE
+
+NO_TOKEN = -1
 
 
 @dataclass
@@ -123,6 +125,6 @@ def _aligned(part: Rollouts, name: str, left: int, width: int) -> Tensor | None:
     if value is None or (value.dim() == 1):
         return value
     if name in ("x", "y"):
-        fill = NO_TOKEN if name == "x" else NO_LABEL
+        fill = NO_TOKEN if name == "x" else IGNORE
         return F.pad(value, (left - part.left, more), value=fill)
     return F.pad(value, (0, more))

@@ -17,12 +17,15 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cl.errors import ContractError, DataError
+from cl.errors import BadValue, ContractError, DataError
 from cl.stream import Stream
+
+if TYPE_CHECKING:
+    from cl.tokenizers import Tokenizer
 
 Verifier = Callable[..., list[float | None]]
 
@@ -104,6 +107,20 @@ class TextStream(Stream):
             rows = zip(items, completions, one, strict=True)
             return [self._scored(task, [i], [text], own)[0] for i, text, own in rows]
         return _checked(found, len(items), task)
+
+    def check_room(
+        self, index: int, tokenizer: Tokenizer, context: int, shown: Sequence[str] = ()
+    ) -> None:
+        """BadValue if an item's prompt with its longest answer or text `shown` is too long."""
+        item = self.items[index]
+        n = len(tokenizer.prompt_ids(item.prompt))
+        lengths = [len(tokenizer.response_ids(text)) for text in shown]
+        answer = max([self.max_new_tokens[item.task], *lengths])
+        if n + answer > context:
+            raise BadValue(
+                f"item {index} of {self.name} ({item.task}) takes {n} + {answer} tokens, the "
+                f"model has room for {context}"
+            )
 
     def is_well_formed(self, index: int, completion: str) -> bool:
         """Whether a completion has its task's form; True where the task has none."""

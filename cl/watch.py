@@ -69,7 +69,10 @@ class LossWatch:
                     named["other"] = other
                 means |= {f"loss_{name}": value for name, value in named.items()}
             for name, values in self.logged.items():
-                means[name] = sum(map(float, values)) / len(values)
+                tensors = isinstance(values[0], Tensor)
+                means[name] = (
+                    torch.stack(values).mean().item() if tensors else sum(values) / len(values)
+                )
             self.losses, self.terms, self.logged = [], {}, {}
             if loop.observer is not None:
                 loop.observer.losses(loop, means)

@@ -257,3 +257,15 @@ def test_bad_pretraining_requests_end_in_one_line(arguments, said, capsys):
         main(["pretrain", *arguments])
     err = capsys.readouterr().err
     assert end.value.code == 2 and said in err and err.count("\n") == 1
+
+
+def test_an_answer_that_was_cut_off_is_wrong_whatever_the_verifier_says():
+    def always(prompts, completions, gold):
+        return [1.0] * len(completions)
+
+    stream = stream_of(verifier=always, max_new_tokens={"rev": 1})
+    loop = loop_of(stream)
+    evaluator = cl.generation.TextEvaluator(loop)
+    share, counts = evaluator._answers(stream.experiences[0].train)
+    n = len(stream.experiences[0].train)
+    assert share == 1 - counts["unfinished"] / n and counts["unfinished"] > 0

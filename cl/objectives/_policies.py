@@ -51,16 +51,8 @@ class TextPolicy:
             raise BadValue(f"{stream.name} has no verifier: there is no reward to learn from")
         if not hasattr(model, "tokenizer"):
             raise BadValue(f"{stream.name} needs a language model: tiny, or hf:PATH")
-        for k, item in enumerate(stream.items):
-            n, limit = (
-                len(model.tokenizer.prompt_ids(item.prompt)),
-                stream.max_new_tokens[item.task],
-            )
-            if n + limit > model.context:
-                raise BadValue(
-                    f"item {k} of {stream.name} ({item.task}) takes {n} + {limit} tokens, the "
-                    f"model has room for {model.context}"
-                )
+        for k in range(len(stream.items)):
+            stream.check_room(k, model.tokenizer, model.context)
 
     def answer(self, loop, rollouts: Rollouts, n: int, temperature: float, rng, greedy=False):
         """Sampled completions of every prompt."""
@@ -102,7 +94,8 @@ class TextPolicy:
     def reward(self, loop, rollouts: Rollouts, form: float) -> Tensor:
         """(1 - form) * the verifier's reward + form * whether it is an answer that has ended."""
         stream = loop.stream
-        items = [rollouts.rows["x"].tolist()[k] for k in rollouts.group.tolist()]
+        asked = rollouts.rows["x"].tolist()
+        items = [asked[k] for k in rollouts.group.tolist()]
         found = stream.rewards(items, rollouts.texts)
         rewards = torch.tensor([float("nan") if r is None else r for r in found])
         if form:

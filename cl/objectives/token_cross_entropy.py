@@ -60,14 +60,7 @@ class TokenCrossEntropy:
             raise BadValue(f"{stream.name} needs a language model: tiny, or hf:PATH")
         self._tokenizer = _Remembering(model.tokenizer)
         for k, item in enumerate(stream.items):
-            n = len(self._tokenizer.prompt_ids(item.prompt))
-            lengths = [len(self._tokenizer.response_ids(text)) for text in item.responses[:1]]
-            answer = max([stream.max_new_tokens[item.task], *lengths])
-            if n + answer > model.context:
-                raise BadValue(
-                    f"item {k} of {stream.name} ({item.task}) takes {n} + {answer} tokens, the "
-                    f"model has room for {model.context}"
-                )
+            stream.check_room(k, self._tokenizer, model.context, item.responses[:1])
         taught = [k for e in stream.experiences for k in e.train.column("x").tolist()]
         if stream.demonstrations in ("own", "oracle"):
             self.shown = demonstrations(model, stream, sorted(set(taught)), loop.seed)

@@ -155,12 +155,16 @@ def gold(loop: Loop, item: int) -> str | None:
 
 
 def rewards(loop: Loop, items: Sequence[int], rollout: Rollout) -> list[float | None]:
-    """The verifier's word on answers; what it fails on is not counted as the run's."""
+    """The verifier's word on answers; what it fails on is not counted as the run's.
+
+    An answer that was cut off earns nothing, as in evaluation and in training.
+    """
     stream, decode = loop.stream, loop.model.tokenizer.decode
     failures = stream.failures
     found = stream.rewards(items, [decode(ids) for ids in rollout.completions()])
     stream.failures = failures
-    return found
+    cut = rollout.truncated.tolist()
+    return [0.0 if c and r is not None else r for r, c in zip(found, cut, strict=True)]
 
 
 def per_token(
