@@ -5,6 +5,8 @@ counted or computed again here. Pins p2, p3, p10 are those of the list of RL pin
 """
 
 import math
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -16,6 +18,7 @@ from cl.environments import (
     Acrobot,
     CartPole,
     ChangedObservations,
+    DiscreteActions,
     FrozenLake,
     GridWorld,
     Joined,
@@ -46,7 +49,7 @@ def started(id, n=N, seed=0, **parameters):
 
 
 def states(env):
-    """The inner environments, with the states of ours."""
+    """Where the environments are, float64 [n, width]."""
     return env.x.T.copy()
 
 
@@ -490,6 +493,24 @@ def test_observations_rewards_and_context_change_as_told():
     assert (env.load(env.state()) == ours.observations).all()
 
 
+def test_levels_of_a_torque_are_actions_to_choose_among():
+    env = DiscreteActions(Pendulum(5), levels=5)
+    seen = env.reset(np.random.default_rng(0))
+    assert discrete(env).n_actions == 5 and env.action_low is None
+    plain = started("Pendulum-v1", 5)
+    torque = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert (env.step(np.arange(5)).observations == plain.step(torque).observations).all()
+    assert Padded(env, 6, 6).reset(np.random.default_rng(0))[:, :3].tolist() == seen.tolist()
+
+
+def test_importing_environments_imports_neither_gymnasium_nor_torch():
+    code = (
+        "import sys, cl.environments as e; e.make('CartPole-v1', 2); "
+        "assert not {'gymnasium', 'minigrid', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_padding_and_joining_make_one_environment_of_several():
     parts = [CartPole(2), Acrobot(3), MountainCar(1)]
     env = Joined([Padded(part, 6, 3) for part in parts])
@@ -571,7 +592,7 @@ def test_minigrids_images_are_one_hot():
 
 
 class Broken(gym.Env):
-    """Fails at step 3 of the episode in which it is told to."""
+    """Fails at step 3 of an episode, or at its start, in the way that it is told to."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -582,34 +603,49 @@ class Broken(gym.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.t = 0
+        if self.how == "resets":
+            raise ValueError("motor\nburnt out")
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
         self.t += 1
         bad = self.t == 3
+        if bad and self.how == "grows":
+            return np.zeros(5, np.float32), 0.0, False, False, {}
         if bad and self.how == "raises":
             raise ValueError("motor\nburnt out")
         seen = np.full(2, np.nan if bad and self.how == "sees" else 0, np.float32)
         return seen, math.nan if bad and self.how == "pays" else 0.0, False, False, {}
 
 
-@pytest.mark.parametrize("how", ["raises", "sees", "pays"])
-def test_an_environment_that_breaks_mid_episode_ends_in_one_clear_line(how):
+@pytest.fixture
+def broken():
     gym.register("Broken-v0", Broken, max_episode_steps=10)
-    try:
-        env = started("Broken-v0", 2, how=how)
-        for _ in range(2):
+    yield "Broken-v0"
+    gym.registry.pop("Broken-v0")
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "line"),
+    [
+        (
+            "raises",
+            RunError,
+            "environment 0 raised ValueError at step 3 of its episode: motor burnt",
+        ),
+        ("sees", NonFinite, "environment 0 returned .* nan or inf, at step 3 of its episode"),
+        ("pays", NonFinite, "environment 0 returned .* nan or inf, at step 3 of its episode"),
+        ("grows", RunError, "breaks its spaces: ValueError"),
+        ("resets", RunError, "environment 0 raised ValueError at a reset: motor burnt out"),
+    ],
+)
+def test_an_environment_that_breaks_mid_episode_ends_in_one_clear_line(broken, how, kind, line):
+    with pytest.raises(kind, match=f"^{broken}:? {line}") as error:
+        env = started(broken, 2, how=how)
+        for _ in range(3):
             env.step([0, 1])
-        with pytest.raises(RunError if how == "raises" else NonFinite) as error:
-            env.step([0, 1])
-    finally:
-        gym.registry.pop("Broken-v0")
-    line = str(error.value)
-    assert "\n" not in line and "Broken-v0: environment 0" in line
-    assert "at step 3 of its episode" in line
-    assert how != "raises" or line.endswith(
-        "raised ValueError at step 3 of its episode: motor burnt out"
-    )
+        pytest.fail("three steps went well")
+    assert "\n" not in str(error.value) and (how == "resets" or env.vector.envs[0].unwrapped.t == 3)
 
 
 def test_numbers_that_blow_up_are_named():
@@ -647,6 +683,8 @@ def test_numbers_that_blow_up_are_named():
         (lambda: PermutedActions(Pendulum(1), [0]), BadValue, "takes continuous actions"),
         (lambda: PermutedActions(CartPole(1), [0, 0]), BadValue, "must be a permutation"),
         (lambda: PermutedActions(CartPole(1), [0, 1, 2]), BadValue, "has shape"),
+        (lambda: DiscreteActions(CartPole(1)), BadValue, "of one continuous number"),
+        (lambda: DiscreteActions(Pendulum(1), 1), BadValue, "levels=1"),
         (lambda: Padded(CartPole(1), 3), BadValue, "sees 4 numbers, not 3"),
         (lambda: Padded(Acrobot(1), 6, 2), BadValue, "has 3 actions, not 2"),
         (lambda: Joined([CartPole(1), Acrobot(1)]), BadValue, "can't be joined: n_actions"),

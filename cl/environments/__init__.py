@@ -18,8 +18,9 @@ State      `state()` holds arrays with a row per environment; `load` gives the o
 Equal      state by state to Gymnasium's environments of the same id, physics changed or not;
            rewards and observations in float32. Where Gymnasium says both terminated and
            truncated, it is terminated here
-Changed    by wrappers: PermutedActions, ChangedObservations, ScaledRewards, WithContext, Padded;
-           Joined puts several beside each other
+Changed    by wrappers: PermutedActions, DiscreteActions, ChangedObservations, ScaledRewards,
+           WithContext (which task it is: a number, `parameters` of the physics, `planes` of a
+           map), Padded; Joined puts several beside each other. `discrete` refuses the continuous
 Errors     actions of wrong shape or range, nan or inf in a step, an exception in a Gymnasium
            environment: a ClError that names the id, the environment and the step
 """
@@ -37,6 +38,7 @@ from cl.environments.mountain_car import MountainCar
 from cl.environments.pendulum import Pendulum
 from cl.environments.wrappers import (
     ChangedObservations,
+    DiscreteActions,
     Joined,
     Padded,
     PermutedActions,
@@ -51,6 +53,7 @@ __all__ = [
     "Acrobot",
     "CartPole",
     "ChangedObservations",
+    "DiscreteActions",
     "Environment",
     "FrozenLake",
     "GridWorld",

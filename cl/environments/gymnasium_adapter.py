@@ -13,6 +13,7 @@ Imports gymnasium, and minigrid for its ids.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
@@ -65,7 +66,7 @@ class Gymnasium(Environment):
             actions = actions.reshape(self.n, *space.shape).astype(space.dtype)
         else:
             actions = actions + space.start
-        seen, rewards, terminated, truncated, _ = self.vector.step(actions)
+        seen, rewards, terminated, truncated, _ = self._ask(self.vector.step, actions)
         observations = final = self._seen(seen)
         good = np.isfinite(final).all(1) & np.isfinite(rewards)
         if not good.all():
@@ -142,8 +143,20 @@ class Gymnasium(Environment):
         return batch.reshape(self.n, -1).astype(np.float32)
 
     def _restarted(self, mask: np.ndarray) -> np.ndarray:
-        seen, _ = self.vector.reset(options={"reset_mask": mask})
+        seen, _ = self._ask(self.vector.reset, options={"reset_mask": mask})
         return self._seen(seen)
+
+    def _ask(self, what: Callable, *args, **kwargs):
+        """The vector environment's answer. Raises RunError for what does not fit its spaces."""
+        try:
+            return what(*args, **kwargs)
+        except ClError:
+            raise
+        except Exception as error:  # an environment's own values
+            said = " ".join(str(error).split())
+            raise RunError(
+                f"{self.id} breaks its spaces: {type(error).__name__}: {said}"
+            ) from error
 
 
 class _Copy(gym.Wrapper):

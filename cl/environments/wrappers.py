@@ -95,6 +95,26 @@ class PermutedActions(Wrapper):
         return self.order[self._all, actions]
 
 
+class DiscreteActions(Wrapper):
+    """Continuous actions of one number as `levels` evenly spaced ones, the bounds among them."""
+
+    def __init__(self, env: Environment, levels: int = 5):
+        super().__init__(env)
+        low, high = env.action_low, env.action_high
+        if env.n_actions is not None or env.action_size != 1 or levels < 2:
+            raise BadValue(
+                f"levels={levels} of {env.id}: 2 or more, of one continuous number, are allowed"
+            )
+        if not np.isfinite([low, high]).all():
+            raise BadValue(f"{env.id} has actions without bounds, which have no levels")
+        self.levels = np.linspace(low[0], high[0], levels)
+        self.n_actions, self.action_low, self.action_high = levels, None, None
+
+    def act(self, actions):
+        """See Wrapper."""
+        return self.levels[actions]
+
+
 class ChangedObservations(Wrapper):
     """Number i is sign[i] times the inner observation's number order[i]; None leaves as it is."""
 
