@@ -17,9 +17,9 @@ import cl
 from cl.config import REQUIRED
 from cl.errors import BadValue, ClError
 from cl.folder import comparable
-from cl.models import build, rebuild
+from cl.models import acts, build, rebuild
 from cl.models.anatomy import anatomy
-from cl.models.policy import PolicyModel
+from cl.models.policy import Actions, PolicyModel
 from cl.registry import ROOMS, Entry, entries, find, located
 from cl.runner import build_strategy, check_contract, resume
 from cl.state import check_state
@@ -228,8 +228,9 @@ def _model(entry: Entry) -> Iterator[Finding]:
         n: list(p.default) if isinstance(p.default, tuple) else p.default
         for n, p in entry.params().items()
     }
+    actions = Actions(2) if acts(entry.load()) else None
     try:
-        model = build(entry.name, (3, 32, 32), settings)
+        model = build(entry.name, (3, 32, 32), settings, actions=actions)
     except BadValue:  # it does not take images
         model = build(entry.name, (), settings)
     if hasattr(model, "tokenizer"):

@@ -125,6 +125,8 @@ def test_a_policy_does_not_grow():
 def test_what_can_not_act_is_refused():
     with pytest.raises(BadValue, match="model mlp can't act, the stream has 3 actions; take"):
         build("mlp", (4,), {}, actions=Actions(3))
+    with pytest.raises(BadValue, match="actor_critic is a policy; it goes with a stream of the rl"):
+        build("actor_critic", (1, 8, 8), {})
     with pytest.raises(BadValue, match="q_network values a number of actions, the stream has 2 c"):
         model("q_network", n=2, continuous=True)
     with pytest.raises(BadValue, match="at least 1 action; there are 0"):

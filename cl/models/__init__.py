@@ -119,9 +119,14 @@ def build(
     entry = find("models", name)
     own, adapters = split(kwargs)
     given = own if trained else {**own, **drawn(entry)}
-    if actions is not None:
-        given = {**given, "actions": _accepted(name, entry.load(), actions)}
-    made = entry.load()(tuple(input_shape), **given)
+    builder = entry.load()
+    if acts(builder) != (actions is not None):
+        wrong = "is a policy; it goes with a stream of the rl domain"
+        if actions is not None:
+            wrong = f"can't act, the stream has {actions}; take actor_critic or q_network"
+        raise BadValue(f"model {name} {wrong}")
+    told = () if actions is None else (actions,)
+    made = builder(tuple(input_shape), *told, **given)
     kwargs = joined(own, adapters)
     architecture = {"name": name, "input_shape": list(input_shape), "kwargs": kwargs}
     architecture |= {"start": start} if start else {}
@@ -139,13 +144,9 @@ def build(
     return model
 
 
-def _accepted(name: str, builder, actions: Actions) -> Actions:
-    """The actions, if the builder takes any."""
-    if "actions" not in inspect.signature(builder).parameters:
-        raise BadValue(
-            f"model {name} can't act, the stream has {actions}; take actor_critic or q_network"
-        )
-    return actions
+def acts(builder) -> bool:
+    """Whether a builder makes policies: it is told of the actions."""
+    return "actions" in inspect.signature(builder).parameters
 
 
 def rebuild(

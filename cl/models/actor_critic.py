@@ -85,7 +85,7 @@ class ActorCritic(PolicyModel):
 @register
 def actor_critic(
     input_shape: tuple[int, ...],
-    actions: Actions = Actions(2),  # noqa: B008  (frozen)
+    actions: Actions,
     *,
     hidden: list[Annotated[int, Range(min=1)]] = (64, 64),
     activation: Literal["tanh", "relu", "elu"] = "tanh",

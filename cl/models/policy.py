@@ -1,6 +1,6 @@
 """Policies: models that score actions, and what they are made of.
 
-A builder is a function `name(input_shape, actions=Actions(2), *, ...)` annotated `-> PolicyModel`.
+A builder is a function `name(input_shape, actions, *, ...)`, annotated `-> PolicyModel`.
 What the stream says stands before the star, what the user sets behind it. Such a model has no head
 of classes and does not grow: how many actions there are is known from the start.
 """

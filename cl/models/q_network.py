@@ -55,7 +55,7 @@ class QNetwork(PolicyModel):
 @register
 def q_network(
     input_shape: tuple[int, ...],
-    actions: Actions = Actions(2),  # noqa: B008  (frozen)
+    actions: Actions,
     *,
     hidden: list[Annotated[int, Range(min=1)]] = (256, 256),
     activation: Literal["tanh", "relu", "elu"] = "relu",
