@@ -435,6 +435,24 @@ def test_log_probabilities_are_those_of_torchs_distributions():
     assert act.logp(scores.bfloat16(), numbers, log_std).dtype == torch.float32
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_log_probabilities_and_entropies_may_be_had_in_one_go(continuous):
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(7, 3, generator=rng)
+    log_std = torch.randn(3, generator=rng) if continuous else None
+    actions = torch.randn(7, 3, generator=rng) if continuous else torch.arange(7) % 2
+    scores = scores if continuous else act.restricted(scores, torch.tensor([True, True, False]))
+    a, b = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    both = act.logp_and_entropy(a, actions, log_std)
+    apart = act.logp(b, actions, log_std), act.entropy(b, log_std)
+    for ours, theirs in zip(both, apart, strict=True):
+        close(ours, theirs.detach().numpy())
+    (both[0] * 2 + both[1]).sum().backward()
+    (apart[0] * 2 + apart[1]).sum().backward()
+    close(a.grad, b.grad.numpy())
+    assert a.grad.isfinite().all()
+
+
 def test_distances_are_those_of_torchs_distributions():
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 3, generator=rng)

@@ -45,6 +45,18 @@ def entropy(scores: Tensor, log_std: Tensor | None = None) -> Tensor:
     return found.expand(scores.shape[:-1])
 
 
+def logp_and_entropy(
+    scores: Tensor, actions: Tensor, log_std: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`logp` and `entropy` of each row, [...] both, with one softmax."""
+    if log_std is not None:
+        return logp(scores, actions, log_std), entropy(scores, log_std)
+    each = _at_least_float32(scores).log_softmax(-1)
+    each = each.clamp(min=torch.finfo(each.dtype).min)  # finite where a probability is zero
+    chosen = each.gather(-1, actions.long()[..., None])[..., 0]
+    return chosen, -(each.exp() * each).sum(-1)
+
+
 def distance(
     scores: Tensor,
     ref_scores: Tensor,
