@@ -17,8 +17,9 @@ import cl
 from cl.config import REQUIRED
 from cl.errors import BadValue, ClError
 from cl.folder import comparable
-from cl.models import build
+from cl.models import acts, build, rebuild
 from cl.models.anatomy import anatomy
+from cl.models.policy import Actions, PolicyModel
 from cl.registry import ROOMS, Entry, entries, find, located
 from cl.runner import build_strategy, check_contract, resume
 from cl.state import check_state
@@ -227,12 +228,15 @@ def _model(entry: Entry) -> Iterator[Finding]:
         n: list(p.default) if isinstance(p.default, tuple) else p.default
         for n, p in entry.params().items()
     }
+    actions = Actions(2) if acts(entry.load()) else None
     try:
-        model = build(entry.name, (3, 32, 32), settings)
+        model = build(entry.name, (3, 32, 32), settings, actions=actions)
     except BadValue:  # it does not take images
         model = build(entry.name, (), settings)
     if hasattr(model, "tokenizer"):
         yield from _language_model(model)
+    elif isinstance(model, PolicyModel):
+        yield from _policy(model)
     else:
         yield from _classifier(model)
     names = [part.name for part in anatomy(model)]
@@ -251,6 +255,20 @@ def _language_model(model) -> Iterator[Finding]:
     output.square().sum().backward()
     still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     yield not still, "gradients reach every parameter", ", ".join(still)
+
+
+def _policy(model: PolicyModel) -> Iterator[Finding]:
+    x = torch.rand(4, 3, 32, 32)
+    scores, *others = model.outputs(x)
+    fits = scores.shape == (4, model.actions.n)
+    yield fits, "maps observations to scores [B, actions]", f"{list(scores.shape)}"
+    yield torch.equal(model(x), scores), "scores are what the model returns", ""
+    sum(each.square().sum() for each in (scores, *others)).backward()
+    still = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    yield not still, "gradients reach every parameter", ", ".join(still)
+    again = rebuild(model.architecture)
+    again.load_state_dict(model.state_dict())
+    yield torch.equal(again(x), scores), "can be built again from its architecture", ""
 
 
 def _classifier(model) -> Iterator[Finding]:

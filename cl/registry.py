@@ -46,6 +46,7 @@ FOLDERS = ("hf",)  # prefixes whose REST may be a folder
 READERS = {"avalanche": "cl.avalanche_source"}
 SINGULAR = {kind: kind[:-1] if kind != "strategies" else "strategy" for kind in ROOMS}
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+MODELS = ("Module", "LanguageModel", "PolicyModel")  # what builders of models are annotated with
 
 _registered: dict[tuple[str, str], object] = {}
 
@@ -243,7 +244,7 @@ def _kind_of_source(node: ast.AST) -> str | None:
     returns = _returns(node)
     if returns.endswith("Stream"):
         return "streams"
-    return "models" if returns.endswith(("Module", "LanguageModel")) else None
+    return "models" if returns.endswith(MODELS) else None
 
 
 def _returns(node: ast.AST) -> str:
@@ -379,7 +380,7 @@ def _kind_of(obj) -> str:
         return "strategies"
     if "Stream" in returns:
         return "streams"
-    if "Module" in returns or "LanguageModel" in returns or "Module" in bases:
+    if any(name in returns for name in MODELS) or "Module" in bases:
         return "models"
     raise ContractError(
         f"can't tell what {obj.__name__} is: a strategy is a class derived from cl.Strategy, "

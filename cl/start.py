@@ -3,7 +3,8 @@
 `model.from=RUN_DIR` is strict: the model and its settings are those of the run's last checkpoint,
 its backbone is taken over whole, weights and batch-norm statistics, and inputs must have the same
 shape. The head starts anew, because another stream's classes mean something else; with
-`model.keep_head=true` its rows and the feature normalisation are taken over, too. A language model
+`model.keep_head=true` its rows and the feature normalisation are taken over, too. So are a
+policy's heads, which the stream's actions must fit. A language model
 is taken over with its adapters, if it has some; one without may be given new ones.
 """
 
@@ -19,10 +20,11 @@ from cl.errors import BadValue, DataError
 from cl.registry import Entry, find
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from cl.models import Classifier
     from cl.models.language import LanguageModel
+    from cl.models.policy import PolicyModel
     from cl.request import Request
     from cl.stream import Stream
 
@@ -75,6 +77,8 @@ def adopted(request: Request, stream: Stream) -> Request:
 
 
 def _check_head(folder: str, architecture: dict, weights: dict, stream: Stream) -> None:
+    if "actions" in architecture:
+        return  # a policy's heads are as wide as the stream has actions
     if "n_classes" not in architecture:
         raise BadValue(f"model.keep_head=true: the language model in {folder} has no head to keep")
     width, first = len(weights["head.bias"]), stream.seen_classes(0)
@@ -109,12 +113,12 @@ def is_trained(model_settings: dict[str, Any], start: dict[str, Any]) -> bool:
     return start.get("from") is not None or any(model_settings.get(key) for key in keys)
 
 
-def take(model: Classifier | LanguageModel, start: dict[str, Any]) -> None:
+def take(model: Classifier | LanguageModel | PolicyModel, start: dict[str, Any]) -> None:
     """Load the backbone, and the head if it is to be kept, or the language model of that run."""
     from cl.models.lora import fitted
 
     architecture, weights = last_model(Path(start["from"]), "model.from: ")
-    part = getattr(model, "backbone", model)
+    part = _taken(model, start)
     prefix = "" if part is model else "backbone."
     own = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
     try:
@@ -124,10 +128,17 @@ def take(model: Classifier | LanguageModel, start: dict[str, Any]) -> None:
         raise DataError(
             f"model.from={start['from']} does not fit its own model: {reason}"
         ) from error
-    if start.get("keep_head"):
+    if start.get("keep_head") and part is not model:
         model.head.grow(len(weights["head.bias"]))
         model.head.write(weights["head.weight"], weights["head.bias"])
         model.normalize = architecture["normalize"]
+
+
+def _taken(model: nn.Module, start: dict[str, Any]) -> nn.Module:
+    """What is taken over before the head: a policy's heads come with the rest or not at all."""
+    if hasattr(model, "actions") and start.get("keep_head"):
+        return model
+    return getattr(model, "backbone", model)
 
 
 def last_model(folder: Path, where: str = "") -> tuple[dict, dict[str, Tensor]]:

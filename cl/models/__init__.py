@@ -4,12 +4,15 @@ A builder is a function `name(input_shape, *, ...)` that returns a backbone: a m
 [B, *input_shape] to features [B, D] with an attribute `n_features` = D and, best of all, its
 repeated units in a ModuleList called `layers` (read by `cl/models/anatomy.py`). A builder of a
 language model returns it whole, is annotated `-> LanguageModel` (`cl/models/language.py`) and gets
-the settings `lora.*` besides (`cl/adapters.py`): it has no head of classes.
+the settings `lora.*` besides (`cl/adapters.py`): it has no head of classes. Nor has a policy, which
+is annotated `-> PolicyModel` (`cl/models/policy.py`) and is told of the actions it may take.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import asdict
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from cl.adapters import joined, split
 from cl.errors import BadValue, ShapeMismatch
 from cl.models.language import LanguageModel
+from cl.models.policy import Actions, PolicyModel
 
 
 class GrowingHead(nn.Module):
@@ -100,11 +104,13 @@ def build(
     *,
     start: dict | None = None,
     trained: bool = True,
-) -> Classifier | LanguageModel:
+    actions: Actions | None = None,
+) -> Classifier | LanguageModel | PolicyModel:
     """The registered model `name` for inputs of one shape, with a head of no class yet.
 
     start: the run whose weights it begins with (`cl/start.py`); trained: whether those, and the
-    ones that `kwargs` may ask a library for, are loaded.
+    ones that `kwargs` may ask a library for, are loaded. actions: those of a policy, None where
+    the stream has none. Raises BadValue where the model can't choose among them.
     """
     from cl.models.lora import put
     from cl.registry import find
@@ -113,7 +119,14 @@ def build(
     entry = find("models", name)
     own, adapters = split(kwargs)
     given = own if trained else {**own, **drawn(entry)}
-    made = entry.load()(tuple(input_shape), **given)
+    builder = entry.load()
+    if acts(builder) != (actions is not None):
+        wrong = "is a policy; it goes with a stream of the rl domain"
+        if actions is not None:
+            wrong = f"can't act, the stream has {actions}; take actor_critic or q_network"
+        raise BadValue(f"model {name} {wrong}")
+    told = () if actions is None else (actions,)
+    made = builder(tuple(input_shape), *told, **given)
     kwargs = joined(own, adapters)
     architecture = {"name": name, "input_shape": list(input_shape), "kwargs": kwargs}
     architecture |= {"start": start} if start else {}
@@ -121,6 +134,8 @@ def build(
         model, made.architecture = made, architecture
         if adapters is not None:
             put(model, adapters)
+    elif isinstance(made, PolicyModel):
+        model, made.architecture = made, architecture | {"actions": asdict(made.actions)}
     else:
         # channels-last kernels: 1.3 to 2 times as fast on CPUs, the fast ones for bf16 on GPUs
         model = Classifier(made.to(memory_format=torch.channels_last), architecture)
@@ -129,14 +144,23 @@ def build(
     return model
 
 
-def rebuild(architecture: dict, *, trained: bool = False) -> Classifier | LanguageModel:
+def acts(builder) -> bool:
+    """Whether a builder makes policies: it is told of the actions."""
+    return "actions" in inspect.signature(builder).parameters
+
+
+def rebuild(
+    architecture: dict, *, trained: bool = False
+) -> Classifier | LanguageModel | PolicyModel:
     """A model as `architecture` describes it; its weights are still to be loaded.
 
     trained: with the weights that its run started from, where that was a trained model.
     """
     name, shape = architecture["name"], tuple(architecture["input_shape"])
     start = architecture.get("start")
-    model = build(name, shape, architecture["kwargs"], start=start, trained=trained)
+    actions = Actions(**architecture["actions"]) if "actions" in architecture else None
+    kwargs = architecture["kwargs"]
+    model = build(name, shape, kwargs, start=start, trained=trained, actions=actions)
     if isinstance(model, Classifier):
         model.head.grow(architecture["n_classes"])
         model.normalize = architecture["normalize"]
@@ -146,10 +170,10 @@ def rebuild(architecture: dict, *, trained: bool = False) -> Classifier | Langua
 def grow(model: nn.Module, n_classes: int, generator: torch.Generator | None = None) -> None:
     """Make `model` answer for `n_classes`; a model with a fixed head must be wide enough.
 
-    A language model answers in tokens, so it stays as it is. Raises BadValue if the fixed head is
-    too narrow.
+    A language model answers in tokens and a policy in actions, so they stay as they are. Raises
+    BadValue if the fixed head is too narrow.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, (LanguageModel, PolicyModel)):
         return
     head = getattr(model, "head", None)
     if isinstance(head, GrowingHead):

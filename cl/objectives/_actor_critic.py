@@ -1,0 +1,249 @@
+"""The mathematics of actor and critic: returns, advantages, PPO's losses and what to watch.
+
+Shapes   T steps of n environments, [T, n]; a minibatch holds rows of any shape [...]
+Types    whatever comes in, float32 goes out; flags are bool
+Ends     terminated: the task ended, nothing follows. truncated: the clock ended, what would have
+         followed is worth V(final observation). Where both are set, the task ended.
+Autoreset  SAME_STEP: the row after an end is the next episode's first; give `final_values`.
+         NEXT_STEP (Gymnasium's default): the row after an end holds the final observation, its
+         action is ignored, its reward 0; give `valid` of `valid_rows` and no `final_values`.
+Valid    bool, shape of the rows; what is false there has no part in any mean, spread or gradient
+Total    valid rows of the whole update, if these are one of its micro-batches: the parts' losses
+         and gradients then add up to the whole's
+Loss     policy + value_coef value - entropy_coef entropy; the value's has its 1/2 inside, so that
+         value_coef=1 is the 0.5 of libraries that have not
+Sources  GAE arXiv:1506.02438; PPO arXiv:1707.06347; time limits arXiv:1712.00378; the details:
+         Huang et al., "The 37 Implementation Details of PPO", ICLR blog track 2022; k1, k3
+         J. Schulman, joschu.net/blog/kl-approx.html
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cl.errors import ShapeMismatch
+from cl.objectives._policy_gradient import clipped, kl
+from cl.objectives._tokens import aggregate
+
+# ---------------------------------------------------------------- returns and advantages [T, n]
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    last_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    final_values: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantages A and returns A + V, the critic's targets, both float32 [T, n].
+
+    A_t = d_t + gamma lam A_{t+1}, the second term only within an episode, with
+    d_t = r_t + gamma V(s_{t+1}) - V(s_t), V(s_{t+1}) as `successors` has it.
+    rewards, values [T, n]: r_t and V(s_t); last_values [n]: of what follows the last row.
+    Rows that are not valid get advantage 0 and return V.
+    """
+    rewards, values = rewards.float(), values.float()
+    following = successors(values, last_values, terminated, truncated, final_values)
+    found = rewards + gamma * following - values
+    decay = gamma * lam * (~(terminated | truncated)).float()
+    rows, decays = found.unbind(0), decay.unbind(0)
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t].addcmul_(decays[t], rows[t + 1])  # in place, a row of `found`
+    if valid is not None:
+        found = found.masked_fill(~valid.bool(), 0)
+    return found, found + values
+
+
+@torch.no_grad()
+def n_step_returns(
+    rewards: Tensor,
+    values: Tensor,
+    last_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    n: int,
+    final_values: Tensor | None = None,
+) -> Tensor:
+    """Sum of up to n discounted rewards and V of what follows them, float32 [T, n_envs].
+
+    Fewer than n where the episode or the rollout ends before; arguments as of `gae`.
+    """
+    rewards, values = rewards.float(), values.float()
+    following = successors(values, last_values, terminated, truncated, final_values)
+    cut = terminated | truncated
+    found = rewards + gamma * following  # one step
+    for _ in range(n - 1):
+        longer = torch.cat([found[1:], following[-1:]])
+        found = rewards + gamma * torch.where(cut, following, longer)
+    return found
+
+
+def successors(
+    values: Tensor,
+    last_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    final_values: Tensor | None = None,
+) -> Tensor:
+    """V of what follows each step, float32 [T, n]: 0 where terminated.
+
+    final_values [T, n]: V(final observation) where truncated, anything elsewhere; None with
+    NEXT_STEP autoreset, whose next row is that observation.
+    """
+    if values.shape != terminated.shape or values.shape[1:] != last_values.shape:
+        raise ShapeMismatch(
+            f"values {list(values.shape)}, flags {list(terminated.shape)} and last values "
+            f"{list(last_values.shape)}; expected [T, n], [T, n] and [n]"
+        )
+    following = torch.cat([values[1:], last_values[None].to(values)]).float()
+    if final_values is not None:
+        following = torch.where(truncated, final_values.float(), following)
+    return following.masked_fill(terminated, 0)
+
+
+def valid_rows(ended_before: Tensor, terminated: Tensor, truncated: Tensor) -> Tensor:
+    """Which rows are steps with NEXT_STEP autoreset, bool [T, n]: not those that follow an end.
+
+    ended_before bool [n]: whether the step before the first row was an end.
+    """
+    ended = terminated | truncated
+    return ~torch.cat([ended_before[None].bool(), ended[:-1]])
+
+
+def normalised(advantages: Tensor, valid: Tensor | None = None, eps: float = 1e-8) -> Tensor:
+    """(A - mean) / (spread + eps) of a minibatch, float32; rows that are not valid get 0.
+
+    The spread has n - 1 in it. A single row stays as it is; equal ones are 0.
+    """
+    rows = advantages.float()
+    counted = torch.ones_like(rows, dtype=torch.bool) if valid is None else valid.bool()
+    n = counted.sum()
+    mean = torch.where(counted, rows, 0).sum() / n.clamp(min=1)
+    far = torch.where(counted, rows - mean, 0)
+    spread = (far.square().sum() / (n - 1).clamp(min=1)).sqrt()
+    least = torch.where(counted, rows, torch.inf).amin() if rows.numel() else rows.sum()
+    most = torch.where(counted, rows, -torch.inf).amax() if rows.numel() else rows.sum()
+    found = torch.where(least == most, 0, far / (spread + eps))  # whatever rounding says
+    return torch.where(n == 1, torch.where(counted, rows, 0), found)
+
+
+# ---------------------------------------------------------------- losses of a minibatch [...]
+
+
+def policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    *,
+    clip: float,
+    high: float | None = None,
+    dual: float | None = None,
+    valid: Tensor | None = None,
+    total: Tensor | float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """PPO's clipped loss, a scalar, and the share of rows that have no gradient for that reason.
+
+    Mean of -min(w A, clip(w, 1 - clip, 1 + high) A), w = exp(logp - old_logp); high: clip if None.
+    logp of the chosen actions, with a gradient; old_logp and advantages are constants. dual: see
+    `clipped` of `_policy_gradient.py`.
+    """
+    mask = torch.ones_like(logp, dtype=torch.bool) if valid is None else valid.bool()
+    rows = (x.float().reshape(1, -1) for x in (logp, old_logp, advantages.detach()))
+    high = clip if high is None else high
+    values, share = clipped(*rows, mask.reshape(1, -1), low=clip, high=high, dual=dual)
+    return mean(values.reshape(mask.shape), valid, total), share
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    *,
+    old_values: Tensor | None = None,
+    clip: float | None = None,
+    valid: Tensor | None = None,
+    total: Tensor | float | None = None,
+) -> Tensor:
+    """Mean of (V - R)^2 / 2, a scalar.
+
+    clip: V may be at most that far from old_values, those of the rollout: the larger of the two
+    squares, with V as it is and with V clipped, counts. None has no such bound.
+    """
+    squares = _kept(values.float() - returns.detach().float(), valid).square()
+    if clip is not None:
+        old = old_values.detach().float()
+        near = old + (values.float() - old).clamp(-clip, clip)
+        other = _kept(near - returns.detach().float(), valid)
+        squares = torch.maximum(squares, other.square())
+    return mean(squares / 2, valid, total)
+
+
+def mean(
+    values: Tensor, valid: Tensor | None = None, total: Tensor | float | None = None
+) -> Tensor:
+    """Mean over the valid rows, or their sum / total; 0 if none is valid."""
+    if valid is None:  # the usual case: a quarter of the time
+        return values.sum() / (max(values.numel(), 1) if total is None else total)
+    mask = valid.bool().reshape(1, -1)
+    return aggregate(values.reshape(1, -1), mask, "token_mean", total=total)
+
+
+def _kept(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Values, 0 where not valid: neither these nor their gradients may be nan there."""
+    return values if valid is None else values.masked_fill(~valid.bool(), 0)
+
+
+# ---------------------------------------------------------------- what to watch
+
+
+@torch.no_grad()
+def approximate_kl(
+    logp: Tensor,
+    old_logp: Tensor,
+    kind: Literal["k1", "k3"] = "k3",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """KL(policy that sampled || policy of now) in the mean of the rows, a scalar [nats].
+
+    With d = logp - old_logp: k1 is -d, k3 is e^d - d - 1, never negative and less noisy.
+    """
+    return mean(kl(old_logp.float(), logp.float(), kind), valid)
+
+
+@torch.no_grad()
+def clip_fraction(
+    logp: Tensor, old_logp: Tensor, clip: float, valid: Tensor | None = None
+) -> Tensor:
+    """Share of rows whose ratio is further than `clip` from 1, whatever their advantage.
+
+    The share that `policy_loss` returns is smaller: that of rows without a gradient.
+    """
+    far = ((logp.float() - old_logp.float()).exp() - 1).abs() > clip
+    return mean(far.float(), valid)
+
+
+@torch.no_grad()
+def explained_variance(
+    values: Tensor, returns: Tensor, valid: Tensor | None = None
+) -> float | None:
+    """1 - Var(R - V) / Var(R): 1 is a perfect critic, 0 one that says the same of all.
+
+    None where the returns do not vary: then it has no meaning.
+    """
+    values, returns = values.double().flatten(), returns.double().flatten()
+    if valid is not None:
+        values, returns = values[valid.flatten().bool()], returns[valid.flatten().bool()]
+    if not len(returns) or returns.min() == returns.max():
+        return None
+    spread = returns.var(correction=0)
+    return float(1 - (returns - values).var(correction=0) / spread)
