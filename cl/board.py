@@ -1,7 +1,7 @@
 """TensorBoard: the curves of one run under the tags of the design, and its pictures.
 
 Headline scalars have optimizer updates on the x-axis; `by_experience/`, `by_samples/` and,
-of text, `by_tokens/` repeat them for strategies that make no updates and for comparisons at equal
+of text and environments, `by_tokens/` and `by_env_steps/` repeat them for strategies that make no updates and for comparisons at equal
 data.
 """
 
@@ -69,6 +69,8 @@ class Board:
             self._scalar(f"by_samples/{name}", value, loop.samples_seen)
             if loop.tokens_seen:
                 self._scalar(f"by_tokens/{name}", value, loop.tokens_seen)
+            if loop.env_steps:
+                self._scalar(f"by_env_steps/{name}", value, loop.env_steps)
         total = right = 0
         for at, rows, hits in results["prequential"] or ():
             total, right = total + rows, right + hits
@@ -102,6 +104,8 @@ class Board:
     def _accuracies(self, loop: Loop, row: list) -> None:
         for e, value in zip(loop.stream.evals, row, strict=True):
             self._scalar(f"acc/{e.name}", value, loop.clock.train_iterations)
+            if loop.env_steps:
+                self._scalar(f"by_env_steps/acc/{e.name}", value, loop.env_steps)
 
     def _scalar(self, tag: str, value: float | None, step: int) -> None:
         if value is not None:

@@ -70,7 +70,7 @@ def sensitivity(
 
 def chosen(loop: Loop, n: int | None, rng: torch.Generator) -> Tensor:
     """Positions of n random rows of what is trained on, in order; of all for None."""
-    table = loop.adapted_dataset
+    table = loop.shown
     if n is None or n >= len(table):
         return torch.arange(len(table))
     return torch.randperm(len(table), generator=rng)[:n].sort().values
@@ -81,7 +81,7 @@ def evaluation_rows(loop: Loop, n: int | None, rng: torch.Generator) -> Iterator
 
     The rows are prepared as for evaluation, without augmentation, and counted as samples.
     """
-    table = loop.adapted_dataset
+    table = loop.shown
     for index in chosen(loop, n, rng).to(table.device).split(FEATURE_BATCH):
         rows = table.rows(index)
         loop.samples_seen += len(index)

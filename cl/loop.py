@@ -27,6 +27,7 @@ from cl.rollouts import Rollouts
 from cl.seeding import generator
 from cl.settings import Eval as EvalConfig
 from cl.settings import Train
+from cl.steps import Steps
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
 from cl.toolbox import Toolbox
@@ -73,6 +74,7 @@ class Loop(Toolbox):
         self.clock = Clock()
         self.generators: dict[str, torch.Generator] = {}
         self.samples_seen = self.tokens_seen = 0  # tokens: of text, without padding
+        self.env_steps = 0  # that a policy has made in training
         self.extra_updates = 0  # optimizer steps of strategies' own, outside the loop's updates
         self.put_back: dict[str, Tensor] | None = None  # what the next experience starts from
         self.trained: dict[str, int] = {}
@@ -84,7 +86,8 @@ class Loop(Toolbox):
         self.dataloader = None
         self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
         self.mb_share, self.mb_part = 1.0, (0, 1)  # of the batch; (which, of how many)
-        self.rollouts: Rollouts | None = None  # the policy's own answers that are learned from
+        # the policy's own answers, or its steps in environments, that are learned from
+        self.rollouts: Rollouts | Steps | None = None
         self.reported: dict[str, dict[int, float]] = {}  # numbers of strategies, by experience
         self.batch_index: Tensor | None = None  # rows of the whole update, int64 [B]
         self.no_score: str | None = None
@@ -97,7 +100,10 @@ class Loop(Toolbox):
         self._claims = claims_of(strategies)
         self.hooks = hooks_of(strategies)
         self.probes = {}
+        self.objective = objective
         self.objective = self._claimed("objective", objective, self)
+        if hasattr(self.objective, "adapted"):
+            self.stream = self.objective.adapted(stream, seed, device)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
         self._rows = getattr(self.objective, "rows", None)  # else those of the training data
         own = getattr(self.objective, "evaluator", Evaluator)

@@ -18,7 +18,7 @@ def build(model: nn.Module, train: Train) -> torch.optim.Optimizer:
             params, train.lr, momentum=train.momentum, weight_decay=train.weight_decay
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[train.optimizer]
-    return kind(params, train.lr, weight_decay=train.weight_decay)
+    return kind(params, train.lr, eps=train.eps, weight_decay=train.weight_decay)
 
 
 class Synchroniser:

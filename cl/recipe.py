@@ -11,7 +11,7 @@ from typing import Any
 from cl.config import Param, params_of_schema, parse, parse_all
 from cl.errors import ContractError, unknown
 from cl.registry import find
-from cl.request import Request
+from cl.request import SETTABLE, Request
 from cl.settings import Eval, Train
 from cl.stream import Stream
 from cl.tuned import section
@@ -37,6 +37,8 @@ class Recipe:
     start: dict
     train: Train
     eval: Eval
+    objective: str | None = None
+    objective_settings: dict = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     changed: dict = field(default_factory=dict)
     repeatable: bool = True
@@ -56,6 +58,9 @@ class Recipe:
             prefix = f"strategy.{slug}." if several else "strategy."
             flat |= {prefix + k: v for k, v in settings.items()}
         flat |= {f"model.{k}": v for k, v in (self.model_settings | self.start).items()}
+        if self.objective is not None:
+            flat["objective"] = self.objective
+        flat |= {f"objective.{k}": v for k, v in self.objective_settings.items()}
         flat |= {f"train.{k}": v for k, v in vars(self.train).items()}
         flat |= {f"eval.{k}": v for k, v in vars(self.eval).items()}
         flat["probes"] = self.probes
@@ -76,19 +81,27 @@ def resolve(
     needs: tuple[str, ...],
     tuned: dict[str, Any],
     selection: dict | None,
+    objective: tuple[str, str] | None = None,
 ) -> Recipe:
     """All settings by precedence, and which of them differ from what would be without them.
 
-    tuned, selection: the settings that best=true puts in, and how they were chosen.
+    tuned, selection: the settings that best=true puts in, and how they were chosen. objective: the
+    name of a settable one, and of that which it would be if none was given.
     """
-    default_model = stream.defaults.get("model")
+    name, usual = objective or (None, None)
+    defaults = _fitting(stream.defaults, name)
+    default_model = defaults.get("model")
     if "model" in request.objects:
         model, model_params = type(request.objects["model"]).__name__, {}
     else:
         model = request.top["model"] or default_model or "small_cnn"
         model_params = find("models", model).params()
     own_model = model != default_model
-    sections, changed = _resolved(request, stream, model_params, tuned, own_model)
+    params_of = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
+    params_of |= {"model": model_params}
+    params_of |= {"objective": find("objectives", name).params()} if name else {}
+    sections, changed = _resolved(request, defaults, params_of, tuned, own_model)
+    changed |= {"objective": name} if name != usual else {}
     changed = request.changed(default_model, tuned) | changed
     strategy_settings = [
         (entry.slug, defaults_of(entry.params()) | section(tuned, "strategy") | settings)
@@ -111,6 +124,8 @@ def resolve(
         start={name: value for name, value in request.start.items() if value},
         train=Train(**sections["train"]),
         eval=Eval(**sections["eval"]),
+        objective=name,
+        objective_settings=sections.get("objective", {}),
         needs=needs,
         changed=changed,
         repeatable=not request.objects,
@@ -120,16 +135,23 @@ def resolve(
     )
 
 
-def _resolved(request: Request, stream: Stream, model_params: dict, tuned: dict, own_model: bool):
-    """Settings of train, eval and model, and those of them that the user has changed."""
-    params_of = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
+def _fitting(defaults: dict, objective: str | None) -> dict:
+    """A stream's defaults, those for this objective (`dqn.train.lr`) over those for any."""
+    named = {k: v for k, v in defaults.items() if k.partition(".")[0] not in SETTABLE}
+    own = {k: v for k, v in defaults.items() if objective and k.startswith(f"{objective}.")}
+    return named | {k.partition(".")[2]: v for k, v in own.items()}
+
+
+def _resolved(request: Request, defaults: dict, params_of: dict, tuned: dict, own_model: bool):
+    """Settings by prefix (train, eval, ...), and those of them that the user has changed."""
     sections, changed = {}, {}
-    for prefix, params in {**params_of, "model": model_params}.items():
+    for prefix, params in params_of.items():
         base = defaults_of(params)
         if prefix != "model" or not own_model:  # a stream's defaults fit its own model only
-            base |= _section(stream.defaults, prefix, params)
+            base |= _section(defaults, prefix, params)
         base |= section(tuned, prefix)
-        given = parse_all(f"{prefix}.", request.given.get(prefix, {}), params, "the model")
+        what = "the objective" if prefix == "objective" else "the model"
+        given = parse_all(f"{prefix}.", request.given.get(prefix, {}), params, what)
         sections[prefix] = base | given
         changed |= {f"{prefix}.{k}": v for k, v in given.items() if v != base[k]}
     return sections, changed

@@ -241,6 +241,7 @@ class Recorder:
             "extra_updates": loop.extra_updates,
             "samples_seen": loop.samples_seen,
             "tokens_seen": loop.tokens_seen,
+            "env_steps": loop.env_steps,
             "peak_memory_bytes": peak_memory(loop.device),
             "trained_parameters": sum(loop.trained.values()),
             "total_parameters": sum(p.numel() for p in loop.model.parameters()),
@@ -263,6 +264,7 @@ class Recorder:
             "updates": loop.clock.train_iterations,
             "samples": loop.samples_seen,
             "tokens": loop.tokens_seen,
+            "env_steps": loop.env_steps,
             **{column: getattr(scores, column) for column in (*COLUMNS.values(), "counts")},
             "undefined": undefined,
         }

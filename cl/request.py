@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 
 from cl.config import params_of_schema, parse_all, show
-from cl.errors import BadValue, DataError, UnknownName, nearest
+from cl.errors import BadValue, DataError, UnknownName, nearest, unknown
 from cl.registry import Entry, find
 from cl.settings import Eval, Scenario, Top, Train
 from cl.start import PARAMS as START
 
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
-PREFIXES = ("stream", "strategy", "model", "train", "eval")
+SETTABLE = ("ppo", "dqn", "cloning")  # as objective, of environments
+PREFIXES = ("stream", "strategy", "model", "objective", "train", "eval")
 
 
 @dataclass
@@ -75,6 +76,13 @@ class Request:
         start = {name: value for name, value in sections["model"].items() if name in START}
         request.start = parse_all("model.", start, START, "a model")
         request.given["model"] = own
+        request.given["objective"] = sections["objective"]
+        if top["objective"] not in (None, *SETTABLE):
+            raise unknown("objective", top["objective"], SETTABLE)
+        if top["objective"] is not None:
+            params = find("objectives", top["objective"]).params()
+            what = f"objective {top['objective']}"
+            parse_all("objective.", sections["objective"], params, what)
         if model_entry is not None:
             top["model"] = model_entry.name  # a path of the user's own as an absolute one
             parse_all("model.", own, model_entry.params(), f"model {model}")
@@ -286,6 +294,9 @@ def _unknown_key(key: str, top: dict, stream, parts: list[Entry], model) -> Unkn
     known = list(top)
     known += [f"train.{name}" for name in params_of_schema(Train)]
     known += [f"eval.{name}" for name in params_of_schema(Eval)]
+    known += [
+        f"objective.{name}" for kind in SETTABLE for name in find("objectives", kind).params()
+    ]
     known += [f"stream.{name}" for name in (stream.params() if stream else ())]
     known += [f"stream.{name}" for name in params_of_schema(Scenario)]
     for part in parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
@@ -53,6 +54,8 @@ class Rewarded(Strategy):
     def objective(self, loop: Loop) -> PolicyGradient:
         """Rewards, in the stream's domain."""
         choices, stream = self.choices, loop.stream
+        if stream.domain == "rl":
+            return loop.objective  # ppo, with the settings objective.*
         if self.options.get("explore") is None:  # a class that is new has never been answered
             grows = stream.seen_classes(len(stream) - 1) > stream.seen_classes(0)
             choices = replace(choices, explore=EXPLORE if grows else 0.0)
@@ -60,9 +63,13 @@ class Rewarded(Strategy):
 
     def check(self, loop: Loop) -> None:
         """Refuse tasks that the model as it is can't do at all. Raises BadValue."""
+        if loop.stream.domain == "rl":
+            return self._check_defaults(loop)
         self._check_reference(loop)
         if loop.stream.domain != "llm" or self.min_pass == 0:
-            return  # a classifier's head starts at random, and its classes come with the stream
+            return (
+                None  # a classifier's head starts at random, and its classes come with the stream
+            )
         for experience in loop.stream.experiences:
             share = self.pass_share(loop, experience.train)
             if share < self.min_pass:
@@ -83,6 +90,18 @@ class Rewarded(Strategy):
                 "strategy.kl=full, without task labels, or reference=previous"
             )
 
+    def _check_defaults(self, loop: Loop) -> None:
+        """In environments the objective's own keys are what can be set."""
+        known = inspect.signature(type(self)).parameters
+        mine = self.options | {k: getattr(self, k) for k in ("ema", "min_pass")}
+        mine["reference"] = self.reference_kind
+        for name, value in mine.items():
+            if value != known[name].default:
+                raise BadValue(
+                    f"strategy.{name} is for answers; in environments of {loop.stream.name} the "
+                    "settings of learning from rewards are objective.* (see `cl describe ppo`)"
+                )
+
     def pass_share(self, loop: Loop, table: Table) -> float:
         """Share of a table's prompts with a right answer among `group` of the model's own."""
         return float(self.tried(loop, table, ASKED, self.options["group"]).any(1).float().mean())
@@ -98,16 +117,20 @@ class Rewarded(Strategy):
         made = loop.objective.answers(loop, table.rows(index), n, rng)
         return made.right.view(total, n)
 
+    def _follows(self, loop: Loop) -> bool:
+        """Whether there is a KL to a reference."""
+        return loop.stream.domain != "rl" and self.choices.beta > 0
+
     # -- hooks ---------------------------------------------------------------------------------
 
     def before_training(self, loop: Loop) -> None:
         """The base model, if that is the reference."""
-        if self.choices.beta and self.reference_kind == "base":
+        if self._follows(loop) and self.reference_kind == "base":
             self.reference = loop.snapshot()
 
     def before_training_exp(self, loop: Loop) -> None:
         """The reference of this experience, and whether it can be learned at all."""
-        if self.choices.beta and self.reference_kind == "previous":
+        if self._follows(loop) and self.reference_kind == "previous":
             self.reference = loop.snapshot()
         if loop.stream.domain == "llm" and loop.adapted_dataset is not None:
             share = self.pass_share(loop, loop.adapted_dataset)
@@ -122,12 +145,12 @@ class Rewarded(Strategy):
     def before_training_epoch(self, loop: Loop) -> None:
         """A running mean begins with the weights that are trained, late adapters included."""
         begins = self.reference_kind == "ema" and loop.clock.train_exp_epochs == 0
-        if self.choices.beta and begins:
+        if self._follows(loop) and begins:
             self.reference = loop.snapshot()
 
     def after_update(self, loop: Loop) -> None:
         """A running mean follows the weights."""
-        if self.reference_kind == "ema" and self.choices.beta:
+        if self.reference_kind == "ema" and self._follows(loop):
             follow(self.reference, loop.model, 1 - self.ema)
 
     def after_training_exp(self, loop: Loop) -> None:

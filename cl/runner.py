@@ -21,7 +21,7 @@ from cl.loop import Loop
 from cl.models import Classifier, build, rebuild
 from cl.recipe import Recipe, defaults_of, hparams, resolve
 from cl.record import Recorder
-from cl.registry import Entry, name_of
+from cl.registry import Entry, find, name_of
 from cl.request import Request
 from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals
@@ -122,12 +122,16 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     tuned, selection = settings_for(request, stream)
     strategies, needs = _strategies(request, stream, section(tuned, "strategy"))
     request = adopted(request, stream)
-    recipe = resolve(request, stream, stream_settings, str(device), needs, tuned, selection)
+    learns = _objective(request, stream, strategies)
+    recipe = resolve(request, stream, stream_settings, str(device), needs, tuned, selection, learns)
     model = request.objects.get("model")
     if model is None:
         _check_start(recipe)
         model = _build_model(recipe, stream)
-    objective = objectives.imitation(stream.domain)
+    if recipe.objective is None:
+        objective = objectives.default(stream.domain)
+    else:
+        objective = find("objectives", recipe.objective).load()(**recipe.objective_settings)
     loop = _loop_class(strategies)(
         stream=stream.to(device),
         strategies=strategies,
@@ -158,9 +162,11 @@ def _loop_class(strategies: list[Strategy]) -> type[Loop]:
 def _build_model(recipe: Recipe, stream: Stream) -> nn.Module:
     try:
         start = recipe.start or None
-        return build(recipe.model, stream.input_shape, recipe.model_settings, start=start)
+        actions = getattr(stream, "actions", None)
+        settings = recipe.model_settings
+        return build(recipe.model, stream.input_shape, settings, start=start, actions=actions)
     except ValueError as error:
-        if stream.input_shape:
+        if stream.domain != "llm":
             raise
         raise BadValue(  # a builder of image models has looked for channels, height and width
             f"model {recipe.model} is no language model, which {stream.name} needs: tiny, hf:PATH"
@@ -293,6 +299,26 @@ def _strategies(
     claims_of(strategies)
     check_state(strategies)
     return strategies, needs
+
+
+def _objective(
+    request: Request, stream: Stream, strategies: list[Strategy]
+) -> tuple[str, str] | None:
+    """(the settable objective, the usual one) of a run; None where there is none to choose."""
+    given = request.top["objective"]
+    if stream.domain != "rl":
+        if given is not None or request.given["objective"]:
+            key = f"objective={given}" if given else f"objective.{[*request.given['objective']][0]}"
+            raise BadValue(
+                f"{key} is for environments; on {stream.name}, of the domain {stream.domain}, the "
+                "strategy decides: sft or rft"
+            )
+        return None
+    usual = next((s.learns for s in strategies if s.learns), objectives.DEFAULTS["rl"])
+    claims = claims_of(strategies)
+    if given not in (None, usual) and "objective" in claims:
+        raise BadValue(f"{name_of(type(claims['objective']))} learns by {usual}, not {given}")
+    return given or usual, usual
 
 
 def _check_domain(strategy: Strategy, stream: Stream) -> None:

@@ -62,6 +62,7 @@ def _check(stream: Stream, keys: Scenario) -> None:
     classless = [e.name for e in stream.experiences if not e.classes]
     for field in fields(Scenario) if classless else ():
         fine = field.name in ("cycles", "cycle_data")
+        fine = fine or (field.name == "task_labels" and stream.domain == "rl")
         if not fine and getattr(keys, field.name) != getattr(plain, field.name):
             raise BadValue(
                 f"stream.{field.name} acts on classes, {stream.name} has none; "
@@ -183,6 +184,8 @@ def task_labels(stream: Stream) -> Stream:
     Classes that several tasks share are set apart (a head per task): class c of task t becomes a
     class of its own. Raises BadValue where an experience belongs to no task or to several.
     """
+    if stream.domain == "rl":
+        return stream.labelled()
     tasks = [_task_of(stream, e) for e in stream.experiences]
     label = {j: k for k, j in enumerate(dict.fromkeys(tasks))}  # in order of arrival
     rename, names = _apart(stream, list(label))

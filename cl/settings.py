@@ -34,6 +34,7 @@ class Train:
         optimizer        sgd, adam or adamw
         lr               learning rate at the start of each experience [1]
         momentum         momentum of sgd [1]
+        eps              added to the denominator of adam and adamw [1]
         weight_decay     L2 penalty (sgd, adam) or decoupled decay (adamw) [1]
         schedule         learning rate over each experience: constant, linear or cosine to 0
         warmup           updates of linear warm-up at each experience's start [updates]
@@ -52,6 +53,7 @@ class Train:
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: Annotated[float, Range(above=0)] = 0.05
     momentum: Annotated[float, Range(min=0, below=1)] = 0.9
+    eps: Annotated[float, Range(above=0)] = 1e-8
     weight_decay: Annotated[float, Range(min=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Annotated[int, Range(min=0)] = 0
@@ -87,6 +89,8 @@ class Top:
         threads  CPU threads of torch; results are repeatable at equal threads [threads]
         out      folder that runs are written into
         model    name of the model; its own keys are model.*
+        objective  what is minimised, of environments: ppo, dqn or cloning, whose own keys are
+                 objective.*; none is what the strategy or the stream says
         probes   measurements taken after every experience, by name
         best     start from the settings that were tuned for this stream, if there are
     """
@@ -96,6 +100,7 @@ class Top:
     threads: Annotated[int, Range(min=1, max=1024)] = 1
     out: str = "runs"
     model: str | None = None
+    objective: str | None = None
     probes: list[str] = ()
     best: bool = False
 

@@ -25,6 +25,8 @@ def state_of(loop: Loop) -> dict:
         "clock": asdict(loop.clock),
         "samples_seen": loop.samples_seen,
         "tokens_seen": loop.tokens_seen,
+        "env_steps": loop.env_steps,
+        "objective": loop.objective.state() if hasattr(loop.objective, "state") else {},
         "extra_updates": loop.extra_updates,
         "put_back": loop.put_back,
         "reported": loop.reported,
@@ -46,6 +48,9 @@ def restore(loop: Loop, state: dict) -> None:
     loop.clock = type(loop.clock)(**state["clock"])
     loop.samples_seen, loop.trained = state["samples_seen"], state["trained"]
     loop.tokens_seen = state.get("tokens_seen", 0)
+    loop.env_steps = state.get("env_steps", 0)
+    if state.get("objective"):
+        loop.objective.load_state(state["objective"])
     loop.extra_updates = state.get("extra_updates", 0)  # older checkpoints have none of these
     loop.put_back = state.get("put_back")
     loop.reported = state.get("reported", {})
@@ -86,6 +91,8 @@ def restore_model(loop: Loop, weights: dict[str, Tensor], description: dict, lea
         )
     if architecture and "normalize" in architecture:
         loop.model.normalize = architecture["normalize"]
+    if architecture and architecture.get("normalised"):
+        loop.model.see_normalised()  # what the weights tell of it is put in below
     try:
         loop.model.load_state_dict(weights)
     except RuntimeError as error:
@@ -105,7 +112,8 @@ def _adapt(loop: Loop, architecture: dict | None) -> None:
 
 
 def _without_switch(architecture: dict | None) -> dict | None:
-    return architecture and {k: v for k, v in architecture.items() if k != "normalize"}
+    switches = ("normalize", "normalised")
+    return architecture and {k: v for k, v in architecture.items() if k not in switches}
 
 
 def check_state(strategies: list) -> None:

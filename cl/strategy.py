@@ -94,6 +94,7 @@ class Strategy:
     requires: ClassVar[tuple[str, ...]] = ()  # of the model, keys of REQUIRES
     domains: ClassVar[tuple[str, ...]] = ()  # of streams, keys of DOMAINS; none: all
     instead: ClassVar[dict[str, str]] = {}  # {domain: the strategy for this job there}
+    learns: ClassVar[str | None] = None  # in environments: the objective that it claims
     by_name: ClassVar[bool] = False  # keeps weights by name: no strategy may rename them
     loop_class: ClassVar[type | None] = None  # for a library's plug-ins: a loop of their own
 

@@ -45,6 +45,13 @@ class Toolbox:
         index = self.experience.index if self.experience else 0
         return self.stream.seen_classes(index - 1) if index else 0
 
+    @property
+    def shown(self) -> Table | None:
+        """Rows x, y of what is learned from: the adapted data, or, where a policy acts in
+        environments, what it has lately met and done there."""
+        own = getattr(self.objective, "visited", None)
+        return self.adapted_dataset if own is None else own(self)
+
     def append_rows(self, rows: dict[str, Tensor]) -> None:
         """Add raw rows (as a buffer draws them) to this micro-batch, augmented like its own."""
         x, y, task_id = self.mb_x, self.mb_y, self.mb_task_id
@@ -96,7 +103,8 @@ class Toolbox:
         with frozen(self.model):
             if hasattr(found, "measure"):
                 return found.measure(self)
-            experience = replace(self.experience, train=self.probed(self.experience.train))
+            own = self.experience.train if self.stream.domain != "rl" else self.shown
+            experience = replace(self.experience, train=self.probed(own))
             return found(self.model, experience)
 
     def inputs(self, table: Table) -> Iterator[tuple[Tensor, Tensor]]:

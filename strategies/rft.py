@@ -59,6 +59,7 @@ from cl.rewarded import Rewarded
 class RFT(Rewarded):
     """Policy gradients on the stream's rewards."""
 
+    learns = "ppo"
     needs = ("boundaries",)
 
     def __init__(

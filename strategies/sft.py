@@ -1,7 +1,7 @@
 """sft: supervised fine-tuning, learning from gold answers: labels, responses or demonstrations.
 
 Claim     the baseline of every comparison of paradigms: what is shown is imitated
-Loss      by domain: token_cross_entropy (text), cross_entropy (images)
+Loss      by domain: token_cross_entropy (text), cross_entropy (images), cloning (environments)
 State     nothing
 Needs     nothing
 Defaults  text: the response's tokens alone, every token of an update counting the same
@@ -24,6 +24,8 @@ from cl.strategy import Strategy
 class SFT(Strategy):
     """Imitation of what the stream shows."""
 
+    learns = "cloning"
+
     def __init__(self, *, learn: Literal["response", "all"] = "response"):
         self.learn = learn
 
@@ -34,5 +36,7 @@ class SFT(Strategy):
 
     def objective(self, loop):
         """The domain's own, with this strategy's options."""
+        if loop.stream.domain == "rl":
+            return loop.objective  # cloning, with the settings objective.*
         options = {"learn": self.learn} if loop.stream.domain == "llm" else {}
         return imitation(loop.stream.domain, **options)

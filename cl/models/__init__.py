@@ -161,6 +161,8 @@ def rebuild(
     actions = Actions(**architecture["actions"]) if "actions" in architecture else None
     kwargs = architecture["kwargs"]
     model = build(name, shape, kwargs, start=start, trained=trained, actions=actions)
+    if architecture.get("normalised"):
+        model.see_normalised()
     if isinstance(model, Classifier):
         model.head.grow(architecture["n_classes"])
         model.normalize = architecture["normalize"]

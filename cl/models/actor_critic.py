@@ -65,7 +65,7 @@ class ActorCritic(PolicyModel):
 
     def features(self, x: Tensor) -> Tensor:
         """The actor's features [B, D]."""
-        return self.backbone(x)
+        return self.backbone(self.seen(x))
 
     def classify(self, features: Tensor) -> Tensor:
         """Scores [B, A]."""
@@ -73,10 +73,11 @@ class ActorCritic(PolicyModel):
 
     def values(self, x: Tensor) -> Tensor:
         """V [B], without running the actor."""
-        return self.value(self.backbone(x, "critic"))[:, 0]
+        return self.value(self.backbone(self.seen(x), "critic"))[:, 0]
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores [B, A] and values [B]."""
+        x = self.seen(x)
         features = self.backbone(x)
         other = features if self.backbone.shared else self.backbone(x, "critic")
         return self.policy(features), self.value(other)[:, 0]

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from cl.errors import BadValue
 
 Activation = Literal["tanh", "relu", "elu"]
+CLIP, EPS = 10.0, 1e-8  # of normalised observations, as in Stable-Baselines3's VecNormalize
 ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "elu": F.elu}
 
 
@@ -49,6 +51,8 @@ class PolicyModel(nn.Module):
         self.actions = actions
         self.architecture: dict | None = None
         self.register_parameter("log_std", None)
+        self.register_buffer("mean", None)  # of observations, where they are normalised [d]
+        self.register_buffer("spread", None)
 
     def features(self, x: Tensor) -> Tensor:
         """What the actions are chosen by, [B, D] of x [B, ...]."""
@@ -61,6 +65,25 @@ class PolicyModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scores [B, A] of x [B, ...]."""
         return self.classify(self.features(x))
+
+    def see_normalised(self, mean: np.ndarray | None = None, variance: np.ndarray | None = None):
+        """Normalise what is seen from now on: (x - mean) / sqrt(variance), at most CLIP in size.
+
+        mean, variance [d]; none: 0 and 1, of what was not told yet.
+        """
+        shape = self.architecture["input_shape"]
+        mean = np.zeros(shape) if mean is None else mean
+        variance = np.ones(shape) if variance is None else variance
+        device = next(self.parameters()).device
+        self.mean = torch.as_tensor(mean, dtype=torch.float32, device=device)
+        self.spread = torch.as_tensor(variance + EPS, dtype=torch.float32, device=device).sqrt()
+        self.architecture["normalised"] = True
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Observations as the network takes them."""
+        if self.mean is None:
+            return x
+        return ((x - self.mean) / self.spread).clamp(-CLIP, CLIP)
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """Everything that the model says of x: scores [B, A] and what else there is."""
@@ -79,3 +102,12 @@ def orthogonal(n_inputs: int, n_outputs: int, gain: float) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def reset_value(model: PolicyModel, generator: torch.Generator) -> None:
+    """Start the value head anew, as `orthogonal` does with gain 1, from a generator's draws."""
+    weight = torch.empty(model.value.weight.shape)
+    nn.init.orthogonal_(weight, 1.0, generator=generator)
+    with torch.no_grad():
+        model.value.weight.copy_(weight)
+        model.value.bias.zero_()

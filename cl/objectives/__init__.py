@@ -15,12 +15,18 @@ from cl.registry import find
 if TYPE_CHECKING:
     from cl.loop import Loop
 
-DEFAULTS = {"vision": "cross_entropy", "llm": "token_cross_entropy"}
+DEFAULTS = {"vision": "cross_entropy", "llm": "token_cross_entropy", "rl": "ppo"}
+
+
+def default(domain: str) -> Objective:
+    """The domain's plain objective."""
+    return find("objectives", DEFAULTS[domain]).load()()
 
 
 def imitation(domain: str, **options) -> Objective:
     """The domain's objective for learning from gold answers; options are its constructor's."""
-    return find("objectives", DEFAULTS[domain]).load()(**options)
+    name = {**DEFAULTS, "rl": "cloning"}[domain]
+    return find("objectives", name).load()(**options)
 
 
 class Objective(Protocol):

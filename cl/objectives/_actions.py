@@ -5,7 +5,7 @@ Shapes   scores [..., A]: logits of A actions, or means of A numbers; log_std [A
 Types    float32 at least, whatever the network computes in
 Padding  an action that an environment has not: scores -inf (`restricted`); its probability is 0
          and it is in no entropy, distance or draw
-Noise    draws are functions of given noise, so that an environment's actions need not depend on
+Noise    draws are functions of given noise [..., A], so that an environment's actions need not depend on
          how many others run beside it
 Sources  ClonEx arXiv:2209.13900 (distance to a stored policy on stored observations)
 """
@@ -17,10 +17,12 @@ import math
 import torch
 from torch import Tensor
 
+from cl.models.policy import Actions
 from cl.objectives import _tokens
 from cl.objectives._actor_critic import mean
 
 LOG_2_PI = math.log(2 * math.pi)
+TINY = 2.0**-60  # of a uniform number: its logarithm must be finite
 
 
 def restricted(scores: Tensor, allowed: Tensor | None) -> Tensor:
@@ -75,18 +77,29 @@ def distance(
     return (ref_log_std - log_std + (ratio - 1) / 2).sum(-1)
 
 
+def noise(actions: Actions, lead: tuple[int, ...], rng: torch.Generator, device) -> Tensor:
+    """What `draw` takes for actions of a leading shape: float32 [*lead, A], drawn on the CPU.
+
+    Standard Gumbel, or standard normal for continuous actions.
+    """
+    shape = (*lead, actions.n)
+    if actions.continuous:
+        return torch.randn(shape, generator=rng).to(device)
+    u = torch.rand(shape, generator=rng, dtype=torch.float64)
+    return -(-(u.clamp(min=TINY).log())).log().float().to(device)
+
+
 @torch.no_grad()
 def draw(scores: Tensor, noise: Tensor, log_std: Tensor | None = None) -> Tensor:
-    """One action per row. noise: uniform in [0, 1) [...], for a Gaussian standard normal [..., A].
+    """One action per row, a function of its own row of scores and noise alone.
 
-    The action is a function of its own row of scores and noise alone.
+    noise [..., A]: as `noise` makes it. The largest of logits and Gumbel noise is a draw from
+    their softmax (Gumbel 1954); actions with score -inf are never drawn.
     """
     if log_std is not None:
         scores = _at_least_float32(scores)
         return scores + log_std.to(scores).exp() * noise.to(scores)
-    reached = scores.double().softmax(-1).cumsum(-1)
-    below = noise.double() * reached[..., -1]
-    return (reached <= below[..., None]).sum(-1).clamp(max=scores.shape[-1] - 1)
+    return (scores.float() + noise).argmax(-1)
 
 
 def greedy(scores: Tensor, log_std: Tensor | None = None) -> Tensor:

@@ -1,0 +1,212 @@
+"""dqn: deep Q-learning, learning the values of actions from stored steps of environments.
+
+Source  Mnih et al. 2015; double DQN arXiv:1509.06461. Mathematics: `_q_learning.py`
+Step    `every` environment steps by an epsilon-greedy policy go to the buffer, then `updates`
+        updates on rows drawn from it, train.batch_size each
+Loss    Huber distance of Q(s, a) to r + gamma (1 - terminated) max_a' Q_target(s', a')
+Budget  an experience's steps, those of the stream
+Time    a truncated episode is worth what follows its last observation, a terminated one nothing
+Switch  at an experience's start: environments are new, exploration begins anew, the target network
+        is the network as it is; the buffer: below, keep is what is called perfect memory where it
+        has room for everything; momentum by train.reset_optimizer
+Shapes  mb_x float32 [B, d], mb_y int64 [B] actions, output [B, A] values
+Parameters
+    n_envs          environments side by side [environments]
+    every           environment steps between two times of updating [steps]
+    updates         updates each time [updates]
+    gamma           discount of a step later [1]
+    capacity        of the buffer [steps]
+    buffer          at an experience's start: reset, or keep old steps
+    starts          steps at random before the first update of an experience [steps]
+    target_every    updates between two copies to the target network [updates]
+    double          let the network in training choose the action that the target network values
+    explore         share of an experience over which random actions become fewer [1]
+    epsilon         share of random actions at the end of that [1]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cl.config import Range
+from cl.data import Table
+from cl.errors import BadValue
+from cl.objectives import _q_learning as q
+from cl.objectives._acting import Acting, Players
+from cl.registry import register
+from cl.seeding import frozen
+from cl.steps import Steps
+
+if TYPE_CHECKING:
+    from cl.loop import Loop
+
+
+@register
+class DQN(Acting):
+    """Q-learning with a target network."""
+
+    name = "dqn"
+
+    def __init__(
+        self,
+        *,
+        n_envs: Annotated[int, Range(min=1)] = 8,
+        every: Annotated[int, Range(min=1)] = 8,
+        updates: Annotated[int, Range(min=1)] = 4,
+        gamma: Annotated[float, Range(min=0, max=1)] = 0.99,
+        capacity: Annotated[int, Range(min=1)] = 100_000,
+        buffer: Literal["reset", "keep"] = "reset",
+        starts: Annotated[int, Range(min=0)] = 1000,
+        target_every: Annotated[int, Range(min=1)] = 100,
+        double: bool = False,
+        explore: Annotated[float, Range(min=0, max=1)] = 0.2,
+        epsilon: Annotated[float, Range(min=0, max=1)] = 0.05,
+    ):
+        super().__init__()
+        self.n_envs, self.every, self.updates = n_envs, every, updates
+        self.gamma, self.double, self.target_every = gamma, double, target_every
+        self.capacity, self.buffer, self.starts = capacity, buffer, starts
+        self.explore, self.epsilon = explore, epsilon
+        self.target: nn.Module | None = None
+        self.held: dict[str, Tensor] = {}  # of stored steps [n, ...], a ring once it is full
+        self.stored = 0  # steps that were ever put in
+        self._rows: dict[str, Tensor] = {}
+
+    # -- what the loop asks for ------------------------------------------------------------------
+
+    def check(self, loop: Loop) -> None:
+        """Raises BadValue for what can't work."""
+        super().check(loop)
+        if loop.stream.actions.continuous:
+            raise BadValue(
+                f"objective=dqn chooses among actions, {loop.stream.name} has continuous ones: "
+                "give objective=ppo, or a stream with levels of them"
+            )
+
+    def batches(self, loop: Loop, table: Table) -> StoredBatches:
+        """Minibatches of stored steps; steps are made while they are iterated over."""
+        return StoredBatches(self, loop, table)
+
+    def load(self, loop: Loop, rows: dict[str, Tensor]) -> None:
+        """Put stored steps on the loop."""
+        at = self.steps_of(rows)
+        self._rows = {name: column[at] for name, column in self.held.items()}
+        loop.mb_x, loop.mb_y, loop.mb_task_id = self._rows["x"], self._rows["y"], None
+
+    def forward(self, loop: Loop) -> Tensor:
+        """Values [B, A]."""
+        return loop.model(loop.mb_x)
+
+    def loss(self, loop: Loop) -> Tensor:
+        """Mean Huber distance to the targets."""
+        rows = self._rows
+        with torch.no_grad():
+            following = self.target(rows["next"])
+            chooser = loop.model(rows["next"]) if self.double else None
+        wanted = q.q_target(
+            rows["reward"], following, rows["terminated"], gamma=self.gamma, next_online=chooser
+        )
+        return q.q_loss(loop.mb_output, loop.mb_y, wanted)
+
+    def state(self) -> dict:
+        """The stored steps, where they are kept."""
+        kept = self.buffer == "keep"
+        full = {name: column[: self.stored] for name, column in self.held.items()}
+        return {"held": full, "stored": self.stored} if kept else {}
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned."""
+        self.held, self.stored = {}, state.get("stored", 0)
+        for name, column in state.get("held", {}).items():
+            self.held[name] = column.new_zeros((self.capacity, *column.shape[1:]))
+            self.held[name][: len(column)] = column
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def begin(self, loop: Loop) -> None:
+        """What is kept and what is reset at an experience's start."""
+        self.target = loop.snapshot()
+        if self.buffer == "reset":
+            self.held, self.stored = {}, 0
+
+    def collect(self, loop: Loop, players: Players, made: int, budget: int, n: int) -> None:
+        """n steps in every environment, `made` after the experience's start, into the buffer."""
+        loop.fire("before_rollout")
+        share = q.epsilon(made, steps=int(self.explore * budget), last=self.epsilon)
+        share = 1.0 if made < self.starts else share
+        draws = torch.rand(n, players.n, 2, generator=loop.rng("actions")).to(loop.device)
+        with frozen(loop.model):
+            steps = players.steps(n, lambda x, t: q.explore(loop.model(x).float(), draws[t], share))
+        loop.rollouts = steps
+        loop.fire("after_rollout")
+        loop.fire("after_reward")
+        loop.fire("after_advantage")
+        self._store(steps)
+        self.remember(steps)
+        players.log()
+        loop.log("explored", share)
+
+    def _store(self, steps: Steps) -> None:
+        new = {
+            "x": steps.rows("observations"),
+            "y": steps.rows("actions"),
+            "reward": steps.rows("rewards"),
+            "next": steps.next_observations().flatten(0, 1),
+            "terminated": steps.rows("terminated"),
+        }
+        n = len(new["y"])
+        if not self.held:
+            self.held = {k: v.new_zeros((self.capacity, *v.shape[1:])) for k, v in new.items()}
+        at = (self.stored + torch.arange(n, device=new["y"].device)) % self.capacity
+        for name, column in new.items():
+            self.held[name][at[-self.capacity :]] = column[-self.capacity :]
+        self.stored += n
+
+    def drawn(self, loop: Loop) -> Tensor:
+        """Positions int64 [B] of stored steps, uniform with replacement."""
+        n = min(self.stored, self.capacity)
+        return torch.randint(n, (loop.train_mb_size,), generator=loop.rng("batches"))
+
+    def follow(self, loop: Loop) -> None:
+        """Copy the network to the target network when it is due."""
+        if q.sync_is_due(loop.clock.train_exp_iterations, self.target_every):
+            q.synchronise(self.target, loop.model)
+
+
+class StoredBatches:
+    """One experience's minibatches of stored steps; an epoch is the budget of steps.
+
+    Yields int64 [B], positions in the objective's buffer.
+    """
+
+    def __init__(self, objective: DQN, loop: Loop, table: Table):
+        self.objective, self.loop, self.table = objective, loop, table
+
+    def _length(self) -> int:
+        return -(-self.objective.every // self.objective.n_envs)
+
+    def __len__(self) -> int:
+        o, each = self.objective, self._length() * self.objective.n_envs
+        times = -(-len(self.table) // each)
+        before = max(0, -(-o.starts // each) - 1)
+        return max(0, times - before) * o.updates
+
+    def __iter__(self) -> Iterator[Tensor]:
+        objective, loop, n = self.objective, self.loop, self._length()
+        players = Players(loop, self.table, objective.n_envs)
+        each = n * objective.n_envs
+        objective.begin(loop)
+        try:
+            for made in range(0, len(self.table), each):
+                objective.collect(loop, players, made, len(self.table), n)
+                if made + each < objective.starts:
+                    continue
+                for _ in range(objective.updates):
+                    yield objective.drawn(loop).to(loop.device)
+                    objective.follow(loop)
+        finally:
+            players.close()
