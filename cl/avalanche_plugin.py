@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cl.avalanche_stream import _rows
 from cl.data import Table
 from cl.errors import BadValue, ContractError
-from cl.runner import check_contract
+from cl.parts import check_contract
 from cl.seeding import global_state, restore_globals
 from cl.settings import Train
 from cl.strategy import CLAIMS, HOOKS, NEEDS, REQUIRES, Strategy

@@ -1,8 +1,8 @@
 """TensorBoard: the curves of one run under the tags of the design, and its pictures.
 
-Headline scalars have optimizer updates on the x-axis; `by_experience/`, `by_samples/` and,
-of text and environments, `by_tokens/` and `by_env_steps/` repeat them for strategies that make no updates and for comparisons at equal
-data.
+Headline scalars have optimizer updates on the x-axis; `by_experience/`, `by_samples/` and, of text,
+`by_tokens/`, of environments, `by_env_steps/` repeat them for strategies that make no updates and
+for comparisons at equal data.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from cl.folder import comparable
 from cl.models import acts, build, rebuild
 from cl.models.anatomy import anatomy
 from cl.models.policy import Actions, PolicyModel
+from cl.parts import build_strategy, check_contract
 from cl.registry import ROOMS, Entry, entries, find, located
-from cl.runner import build_strategy, check_contract, resume
+from cl.runner import resume
 from cl.state import check_state
 from cl.strategy import CLAIMS, HOOKS, Strategy
 from cl.stream import Stream

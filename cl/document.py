@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cl.stream import Stream
 
 GROWING = ("experiences", "evals", "R", "V", "R_within")  # lists whose entries never change
 NESTED = ("metrics", "cost", "probes", "versions")
@@ -70,3 +74,29 @@ def _line(value: object) -> str:
 def by_experience(reported: dict[str, dict[int, float]], n: int) -> dict[str, list]:
     """{name: [number per experience, None where there is none]} for the first n experiences."""
     return {name: [row.get(k) for k in range(n)] for name, row in reported.items()}
+
+
+def description(stream: Stream) -> dict:
+    """The `experiences` and `evals` of results.json."""
+    names = stream.class_names
+    experiences = [
+        {
+            "name": e.name,
+            "n_train": len(e.train),
+            "n_val": len(e.val) if e.val is not None else 0,
+            "classes": [names[c] for c in e.classes],
+        }
+        for e in stream.experiences
+    ]
+    evals = [
+        {
+            "name": e.name,
+            "kind": e.kind,
+            "learned_at": list(e.learned_at),
+            "n": len(e.test),
+            "classes": [names[c] for c in e.classes],
+            "chance": e.chance,
+        }
+        for e in stream.evals
+    ]
+    return {"experiences": experiences, "evals": evals}

@@ -100,20 +100,23 @@ class Loop(Toolbox):
         self._claims = claims_of(strategies)
         self.hooks = hooks_of(strategies)
         self.probes = {}
+        self._watch = LossWatch(self)
+        self.prequential = Prequential(self)
+        self._pursue(objective)
+        for strategy in strategies:
+            strategy.check(self)
+
+    def _pursue(self, objective: Objective) -> None:
+        """Take the objective, or that which a strategy claims, and what comes with it."""
         self.objective = objective
         self.objective = self._claimed("objective", objective, self)
         if hasattr(self.objective, "adapted"):
-            self.stream = self.objective.adapted(stream, seed, device)
+            self.stream = self.objective.adapted(self.stream, self.seed, self.device)
         self._criterion: Callable = getattr(self.objective, "criterion", None)
         self._rows = getattr(self.objective, "rows", None)  # else those of the training data
-        own = getattr(self.objective, "evaluator", Evaluator)
-        self._evaluator = own(self)
-        self._watch = LossWatch(self)
-        self.prequential = Prequential(self)
+        self._evaluator = getattr(self.objective, "evaluator", Evaluator)(self)
         if hasattr(self.objective, "check"):
             self.objective.check(self)
-        for strategy in strategies:
-            strategy.check(self)
 
     # -- what strategies use -------------------------------------------------------------------
 

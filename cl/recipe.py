@@ -91,16 +91,8 @@ def resolve(
     name, usual = objective or (None, None)
     defaults = _fitting(stream.defaults, name)
     default_model = defaults.get("model")
-    if "model" in request.objects:
-        model, model_params = type(request.objects["model"]).__name__, {}
-    else:
-        model = request.top["model"] or default_model or "small_cnn"
-        model_params = find("models", model).params()
-    own_model = model != default_model
-    params_of = {"train": params_of_schema(Train), "eval": params_of_schema(Eval)}
-    params_of |= {"model": model_params}
-    params_of |= {"objective": find("objectives", name).params()} if name else {}
-    sections, changed = _resolved(request, defaults, params_of, tuned, own_model)
+    model, params_of = _model(request, default_model, name)
+    sections, changed = _resolved(request, defaults, params_of, tuned, model != default_model)
     changed |= {"objective": name} if name != usual else {}
     changed = request.changed(default_model, tuned) | changed
     strategy_settings = [
@@ -133,6 +125,17 @@ def resolve(
         selection=_held_to(selection, changed, request.top["seed"]),
         expect=request.expect,
     )
+
+
+def _model(request: Request, default: str | None, objective: str | None) -> tuple[str, dict]:
+    """The model's name, and {prefix: parameters} of what streams may have defaults for."""
+    found = {"train": params_of_schema(Train), "eval": params_of_schema(Eval), "model": {}}
+    if objective is not None:
+        found["objective"] = find("objectives", objective).params()
+    if "model" in request.objects:
+        return type(request.objects["model"]).__name__, found
+    name = request.top["model"] or default or "small_cnn"
+    return name, found | {"model": find("models", name).params()}
 
 
 def _fitting(defaults: dict, objective: str | None) -> dict:

@@ -15,15 +15,13 @@ import numpy as np
 import yaml
 
 from cl import checkpoint, metrics
-from cl.checkpoint import pack
 from cl.config import show
-from cl.document import Document, by_experience, reasons
+from cl.document import Document, by_experience, description, reasons
 from cl.errors import DataError
 from cl.evaluation import Scores
 from cl.folder import SCHEMA, logger, read_results, truncate_events, write
 from cl.machine import describe_device, peak_memory, versions
-from cl.state import restore, restore_model, state_of
-from cl.stream import Stream
+from cl.state import restore, restore_model, state_of, stored_bytes
 
 if TYPE_CHECKING:
     from cl.loop import Loop
@@ -43,7 +41,7 @@ class Recorder:
         self.folder, self.recipe, self.stream = folder, recipe, stream
         self.board, self.display = board, display
         self.stream_hash = stream.content_hash()
-        self.description = _description(stream)
+        self.description = description(stream)
         self.document = Document()
         self.rows: dict[str, list] = {"R": [], "V": [], "R_within": []}
         self.b: list = [None] * len(stream.evals)
@@ -355,47 +353,6 @@ def _compared(expect: dict, summary: dict) -> dict:
     measured = measured[-1] if isinstance(measured, list) else measured
     within = measured is not None and abs(measured - expect["value"]) <= expect["tolerance"]
     return {**expect, "measured": measured, "within": within}
-
-
-def _description(stream: Stream) -> dict:
-    """The `experiences` and `evals` of results.json."""
-    names = stream.class_names
-    experiences = [
-        {
-            "name": e.name,
-            "n_train": len(e.train),
-            "n_val": len(e.val) if e.val is not None else 0,
-            "classes": [names[c] for c in e.classes],
-        }
-        for e in stream.experiences
-    ]
-    evals = [
-        {
-            "name": e.name,
-            "kind": e.kind,
-            "learned_at": list(e.learned_at),
-            "n": len(e.test),
-            "classes": [names[c] for c in e.classes],
-            "chance": e.chance,
-        }
-        for e in stream.evals
-    ]
-    return {"experiences": experiences, "evals": evals}
-
-
-def stored_bytes(loop: Loop) -> int:
-    """Bytes carried from one experience to the next: strategy state and shared buffers."""
-    if loop.experience is None:
-        return 0
-    total = sum(buffer.nbytes for buffer in loop.buffers.values())
-    for strategy in loop.plugins:
-        declared = strategy.stored_bytes(loop)
-        if declared is None:
-            tensors: dict = {}
-            pack(dict(vars(strategy)), tensors, "state")
-            declared = sum(t.nbytes for t in tensors.values())
-        total += declared
-    return total
 
 
 def _nan(values: list) -> np.ndarray:

@@ -76,13 +76,7 @@ class Request:
         start = {name: value for name, value in sections["model"].items() if name in START}
         request.start = parse_all("model.", start, START, "a model")
         request.given["model"] = own
-        request.given["objective"] = sections["objective"]
-        if top["objective"] not in (None, *SETTABLE):
-            raise unknown("objective", top["objective"], SETTABLE)
-        if top["objective"] is not None:
-            params = find("objectives", top["objective"]).params()
-            what = f"objective {top['objective']}"
-            parse_all("objective.", sections["objective"], params, what)
+        request.take_objective(sections["objective"])
         if model_entry is not None:
             top["model"] = model_entry.name  # a path of the user's own as an absolute one
             parse_all("model.", own, model_entry.params(), f"model {model}")
@@ -132,6 +126,15 @@ class Request:
         request = Request.of(stream, strategy, {**_flatten(recipe), **overrides})
         request.expect = expect
         return request
+
+    def take_objective(self, given: dict[str, Any]) -> None:
+        """Check objective.* keys as far as the objective is known yet."""
+        self.given["objective"], name = given, self.top["objective"]
+        if name not in (None, *SETTABLE):
+            raise unknown("objective", name, SETTABLE)
+        if name is not None:
+            params = find("objectives", name).params()
+            parse_all("objective.", given, params, f"objective {name}")
 
     def take_stream(self, given: dict[str, Any]) -> None:
         """Parse stream.* keys: the stream's own, and those of the scenario operators."""

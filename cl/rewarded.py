@@ -64,12 +64,10 @@ class Rewarded(Strategy):
     def check(self, loop: Loop) -> None:
         """Refuse tasks that the model as it is can't do at all. Raises BadValue."""
         if loop.stream.domain == "rl":
-            return self._check_defaults(loop)
+            self._check_defaults(loop)
         self._check_reference(loop)
         if loop.stream.domain != "llm" or self.min_pass == 0:
-            return (
-                None  # a classifier's head starts at random, and its classes come with the stream
-            )
+            return  # a head starts at random, and its classes come with the stream
         for experience in loop.stream.experiences:
             share = self.pass_share(loop, experience.train)
             if share < self.min_pass:

@@ -13,23 +13,27 @@ from torch import nn
 
 from cl import objectives
 from cl.board import Board
-from cl.config import REQUIRED
 from cl.display import Display, header
-from cl.errors import BadValue, ClError, ContractError, DataError, RunError, unknown
+from cl.errors import BadValue, ClError, DataError, RunError
 from cl.folder import clear, locked, prepare, read_results, run_folder
 from cl.loop import Loop
-from cl.models import Classifier, build, rebuild
-from cl.recipe import Recipe, defaults_of, hparams, resolve
+from cl.models import Classifier, rebuild
+from cl.parts import (
+    build_model,
+    build_strategies,
+    build_stream,
+    check_start,
+    loop_class,
+    objective_of,
+)
+from cl.recipe import Recipe, hparams, resolve
 from cl.record import Recorder
-from cl.registry import Entry, find, name_of
+from cl.registry import find, name_of
 from cl.request import Request
-from cl.scenarios import apply
 from cl.seeding import global_state, restore_globals, seed_globals
-from cl.settings import Scenario
-from cl.start import adopted, is_trained, last_model
-from cl.state import check_state
-from cl.strategy import DOMAINS, HOOKS, NEEDS, REQUIRES, Strategy, claims_of
-from cl.stream import GIVES, Stream
+from cl.start import adopted, last_model
+from cl.strategy import REQUIRES, Strategy
+from cl.stream import Stream
 from cl.tuned import section, settings_for
 
 
@@ -118,21 +122,21 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     torch.set_num_threads(request.top["threads"])
     seed_globals(request.top["seed"])
     device = pick_device(request.top["device"])
-    stream, stream_settings = _stream(request)
+    stream, stream_settings = build_stream(request)
     tuned, selection = settings_for(request, stream)
-    strategies, needs = _strategies(request, stream, section(tuned, "strategy"))
+    strategies, needs = build_strategies(request, stream, section(tuned, "strategy"))
     request = adopted(request, stream)
-    learns = _objective(request, stream, strategies)
+    learns = objective_of(request, stream, strategies)
     recipe = resolve(request, stream, stream_settings, str(device), needs, tuned, selection, learns)
     model = request.objects.get("model")
     if model is None:
-        _check_start(recipe)
-        model = _build_model(recipe, stream)
+        check_start(recipe)
+        model = build_model(recipe, stream)
     if recipe.objective is None:
         objective = objectives.default(stream.domain)
     else:
         objective = find("objectives", recipe.objective).load()(**recipe.objective_settings)
-    loop = _loop_class(strategies)(
+    loop = loop_class(strategies)(
         stream=stream.to(device),
         strategies=strategies,
         model=model,
@@ -151,31 +155,6 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     with locked(folder):
         recorder = Recorder(folder, recipe, stream)
         return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
-
-
-def _loop_class(strategies: list[Strategy]) -> type[Loop]:
-    """The loop that a strategy asks for, else ours."""
-    asked = (type(s).loop_class for s in strategies if type(s).loop_class is not None)
-    return next(asked, Loop)
-
-
-def _build_model(recipe: Recipe, stream: Stream) -> nn.Module:
-    try:
-        start = recipe.start or None
-        actions = getattr(stream, "actions", None)
-        settings = recipe.model_settings
-        return build(recipe.model, stream.input_shape, settings, start=start, actions=actions)
-    except ValueError as error:
-        if stream.domain != "llm":
-            raise
-        raise BadValue(  # a builder of image models has looked for channels, height and width
-            f"model {recipe.model} is no language model, which {stream.name} needs: tiny, hf:PATH"
-        ) from error
-    except (RuntimeError, MemoryError) as error:  # torch says so when memory is asked for in vain
-        reason = str(error).strip().partition("\n")[0]
-        raise BadValue(
-            f"model {recipe.model} can't be built with these settings: {reason}"
-        ) from error
 
 
 def _run_recorded(
@@ -246,132 +225,6 @@ def pick_device(name: str) -> torch.device:
     if name not in have and not (name == "cuda" and len(have) > 1):
         raise BadValue(f"device must be auto or one of {', '.join(have)}, got {name!r}")
     return torch.device(name)
-
-
-def _stream(request: Request) -> tuple[Stream, dict]:
-    """The stream with the scenario operators applied, and all of its settings."""
-    scenario = Scenario(**request.scenario)
-    stream, settings = _plain_stream(request)
-    stream = apply(stream, scenario, settings.get("seed", request.top["seed"]))
-    own = request.stream.params() if request.stream else {}
-    return stream, settings | {k: v for k, v in vars(scenario).items() if k not in own}
-
-
-def _plain_stream(request: Request) -> tuple[Stream, dict]:
-    if "stream" in request.objects:
-        return request.objects["stream"], {}
-    settings = defaults_of(request.stream.params()) | request.stream_settings
-    if "seed" in settings and "seed" not in request.stream_settings:
-        settings["seed"] = request.top["seed"]
-    missing = [name for name, value in settings.items() if value is REQUIRED]
-    if missing:
-        raise BadValue(f"stream {request.stream_name} needs stream.{missing[0]}=...")
-    stream = request.stream.load()(**settings)
-    if not isinstance(stream, Stream):
-        raise ContractError(f"{request.stream_name} returned {type(stream).__name__}, not a Stream")
-    if stream.domain not in objectives.DEFAULTS:
-        raise BadValue(
-            f"stream {stream.name!r} has domain {stream.domain!r}; "
-            f"known: {', '.join(objectives.DEFAULTS)}"
-        )
-    return stream, settings
-
-
-def _strategies(
-    request: Request, stream: Stream, tuned: dict
-) -> tuple[list[Strategy], tuple[str, ...]]:
-    strategies = request.objects.get("strategies")
-    if strategies is None:
-        strategies = [
-            build_strategy(entry, tuned | settings)
-            for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
-        ]
-    for strategy in strategies:
-        check_contract(strategy)
-        _check_domain(strategy, stream)
-    needs = tuple(dict.fromkeys(need for s in strategies for need in s.needs))
-    lacking = [need for need in needs if need in GIVES and need not in stream.gives]
-    if lacking:
-        raise BadValue(
-            f"{request.strategy_name} needs {lacking[0]} ({NEEDS[lacking[0]]}), which the stream "
-            f"{stream.name} does not give; it gives {', '.join(sorted(stream.gives)) or 'nothing'}"
-        )
-    claims_of(strategies)
-    check_state(strategies)
-    return strategies, needs
-
-
-def _objective(
-    request: Request, stream: Stream, strategies: list[Strategy]
-) -> tuple[str, str] | None:
-    """(the settable objective, the usual one) of a run; None where there is none to choose."""
-    given = request.top["objective"]
-    if stream.domain != "rl":
-        if given is not None or request.given["objective"]:
-            key = f"objective={given}" if given else f"objective.{[*request.given['objective']][0]}"
-            raise BadValue(
-                f"{key} is for environments; on {stream.name}, of the domain {stream.domain}, the "
-                "strategy decides: sft or rft"
-            )
-        return None
-    usual = next((s.learns for s in strategies if s.learns), objectives.DEFAULTS["rl"])
-    claims = claims_of(strategies)
-    if given not in (None, usual) and "objective" in claims:
-        raise BadValue(f"{name_of(type(claims['objective']))} learns by {usual}, not {given}")
-    return given or usual, usual
-
-
-def _check_domain(strategy: Strategy, stream: Stream) -> None:
-    """Refuse a strategy that is made for other streams. Raises BadValue."""
-    kind = type(strategy)
-    if kind.domains and stream.domain not in kind.domains:
-        made_for = " and ".join(f"{name} ({DOMAINS[name]})" for name in kind.domains)
-        other = kind.instead.get(stream.domain)
-        raise BadValue(
-            f"{name_of(kind)} is made for streams of the domain {made_for}; {stream.name} is of "
-            f"the domain {stream.domain}" + (f", where {other} does its job" if other else "")
-        )
-
-
-def build_strategy(entry: Entry, settings: dict) -> Strategy:
-    """Import a strategy and construct it with parsed settings. Raises ContractError."""
-    made = entry.load()
-    if entry.rest is None and not (isinstance(made, type) and issubclass(made, Strategy)):
-        raise ContractError(
-            f"{entry.name} is no strategy: it must be a class derived from cl.Strategy"
-        )
-    missing = [n for n, p in entry.params().items() if p.default is REQUIRED and n not in settings]
-    if missing:
-        raise BadValue(f"strategy {entry.name} needs strategy.{missing[0]}=...")
-    return made(**settings)
-
-
-def check_contract(strategy: Strategy) -> None:
-    """Refuse misspelt hooks and unknown needs. Raises ContractError."""
-    kind = type(strategy)
-    for name in dir(kind):
-        hook_like = name.startswith(("before_", "after_")) and callable(getattr(kind, name))
-        if hook_like and name not in HOOKS:
-            raise ContractError(str(unknown(f"hook of {kind.__name__}:", name, HOOKS)))
-    for need in kind.needs:
-        if need not in NEEDS:
-            raise ContractError(str(unknown(f"need of {kind.__name__}:", need, NEEDS)))
-    for domain in kind.domains:
-        if domain not in DOMAINS:
-            raise ContractError(str(unknown(f"domain of {kind.__name__}:", domain, DOMAINS)))
-    for part in kind.requires:
-        if part not in REQUIRES:
-            raise ContractError(str(unknown(f"requirement of {kind.__name__}:", part, REQUIRES)))
-
-
-def _check_start(recipe: Recipe) -> None:
-    """A strategy that builds on a trained model does not get one drawn at random."""
-    if "pretraining" in recipe.needs and not is_trained(recipe.model_settings, recipe.start):
-        raise BadValue(
-            f"{recipe.strategy} needs pretraining ({NEEDS['pretraining']}), but {recipe.model} "
-            "would be drawn at random; give model.from=RUN_DIR, or model.pretrained=true or "
-            "model.weights=FILE with a timm: or torchvision: model"
-        )
 
 
 def _check_training(recipe: Recipe, stream: Stream, loop: Loop) -> None:

@@ -132,3 +132,18 @@ def _optimizer_state(loop: Loop) -> dict | None:
         for group in loop.optimizer.param_groups
     ]
     return {"state": loop.synchroniser.state(), "groups": groups}
+
+
+def stored_bytes(loop: Loop) -> int:
+    """Bytes carried from one experience to the next: strategy state and shared buffers."""
+    if loop.experience is None:
+        return 0
+    total = sum(buffer.nbytes for buffer in loop.buffers.values())
+    for strategy in loop.plugins:
+        declared = strategy.stored_bytes(loop)
+        if declared is None:
+            tensors: dict = {}
+            pack(dict(vars(strategy)), tensors, "state")
+            declared = sum(t.nbytes for t in tensors.values())
+        total += declared
+    return total

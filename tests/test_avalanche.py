@@ -17,8 +17,8 @@ from cl.loop import Loop
 from cl.models import build as build_model
 from cl.models import grow
 from cl.optim import build
+from cl.parts import build_strategy
 from cl.registry import find
-from cl.runner import build_strategy
 from cl.seeding import generator, seed_globals
 from cl.settings import Train
 from strategies.naive import Naive

@@ -13,8 +13,8 @@ import cl
 from cl.cli import main
 from cl.errors import BadValue, ContractError, RunError
 from cl.importance import values
+from cl.parts import check_contract
 from cl.registry import entries, find
-from cl.runner import check_contract
 from cl.strategy import Strategy
 from strategies.ewc import EWC
 from strategies.joint import Joint

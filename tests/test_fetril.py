@@ -15,8 +15,8 @@ from cl.data import Table
 from cl.errors import BadValue
 from cl.evaluation import InferenceBatch
 from cl.models import build
-from cl.record import stored_bytes
 from cl.seeding import generator
+from cl.state import stored_bytes
 from cl.stream import Experience, Labelled, Stream, class_incremental
 from cl.svm import one_vs_rest
 from strategies.fetril import FeTrIL, fc, sources, with_pseudo_features

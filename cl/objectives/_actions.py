@@ -5,8 +5,8 @@ Shapes   scores [..., A]: logits of A actions, or means of A numbers; log_std [A
 Types    float32 at least, whatever the network computes in
 Padding  an action that an environment has not: scores -inf (`restricted`); its probability is 0
          and it is in no entropy, distance or draw
-Noise    draws are functions of given noise [..., A], so that an environment's actions need not depend on
-         how many others run beside it
+Noise    draws are functions of given noise [..., A], so that an environment's actions need not
+         depend on how many others run beside it
 Sources  ClonEx arXiv:2209.13900 (distance to a stored policy on stored observations)
 """
 
