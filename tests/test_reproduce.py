@@ -383,6 +383,7 @@ def test_claims_are_listed_without_importing_torch():
     assert {line.split()[0] for line in done.stdout.splitlines()[:-1]} == set(claims())
 
 
+@pytest.mark.slow
 def test_the_swapped_digits_claim_is_not_reproduced_on_real_runs(tmp_path):
     claim = load("fetril_digits")
     judgement, _ = reproduce(claim, out=tmp_path, workers=1)
