@@ -64,6 +64,11 @@ class Bursts(Strategy):
                 f"{self.own} can't run beside another library's plug-ins, whose loaders do not "
                 "tell which rows a batch holds"
             )
+        if hasattr(loop.objective, "rows"):
+            raise BadValue(
+                f"{self.own} tunes on stored rows, {loop.objective.name} learns from what the "
+                "policy does itself: take it with sft"
+            )
         try:
             named = select(loop.model, self.modules)
         except BadValue as error:

@@ -33,7 +33,13 @@ STREAM = "split_digits"
 SMALL = {"stream.n_experiences": 2, "train.updates": 2, "train.batch_size": 16}
 TEXT = "skills"  # for what needs a language model
 SMALL_TEXT = {
-    "stream": {"n_train": 24, "n_test": 6, "n_val": 3, "tasks": ["above", "letter"]},
+    "stream": {
+        "n_train": 24,
+        "n_test": 6,
+        "n_val": 3,
+        "tasks": ["above", "letter"],
+        "skills": ["copy"],
+    },
     "train.updates": 2,
     "train.batch_size": 16,
 }

@@ -16,6 +16,11 @@ from cl.errors import BadValue, ClError
 from cl.reproduce import reproduce
 from cl.verdict import Judged, Judgement
 
+NULL = {  # what the verdict on its bar says of a null control
+    "reproduced": "effect shows",
+    "differs": "no effect, as it must be",
+    "inconclusive": "undecided: wide interval",
+}
 OWN = {
     "workers": Annotated[int, Range(min=1)] | None,
     "seeds": list[Annotated[int, Range(min=0)]] | None,
@@ -52,7 +57,7 @@ def settle(known: list[Claim], keys: dict[str, str], *, quick: bool, every: bool
             console().print(f"{why}\nverdict: not attempted\n", soft_wrap=True)
             code = 1
             continue
-        show.judgement(judgement, path)
+        show.judgement(judgement, path, keys)
     return code
 
 
@@ -72,8 +77,8 @@ class Shown:
         """A run has ended."""
         self.err.print(f"[{done}/{of}] {arm} seed {seed}: {seconds:.0f} s", markup=False)
 
-    def judgement(self, judged: Judgement, path: Path) -> None:
-        """Bars, arms, verdict."""
+    def judgement(self, judged: Judgement, path: Path, over: dict[str, str]) -> None:
+        """Bars, arms, verdict. over: settings that are not the claim's own."""
         table = Table(title_justify="left", header_style="bold")
         table.add_column("what")
         table.add_column("measured (95 % CI)", justify="right", no_wrap=True)
@@ -85,8 +90,7 @@ class Shown:
         for bar in judged.controls:
             _row(table, "control", bar)
         null = judged.null
-        effect = "effect shows" if null.verdict == "reproduced" else "no effect, as it must be"
-        _row(table, "null control", null, effect)
+        _row(table, "null control", null, NULL[null.verdict])
         self.out.print(table)
         measure = self.claim.primary.measure.replace("_", " ")
         self.out.print(f"{measure} of each arm:")
@@ -96,6 +100,9 @@ class Shown:
             missed = ", unmatched" if arm in judged.chosen.unmatched else ""
             self.out.print(f"  {arm:24} {estimate}  {settings}{missed}".rstrip(), markup=False)
         self.out.print(f"\nall numbers  {path}", soft_wrap=True)
+        if over:
+            given = " ".join(f"{key}={value}" for key, value in over.items())
+            self.out.print(escape(f"not the claim as written: {given}"), soft_wrap=True)
         if judged.reason:
             self.out.print(escape(judged.reason), soft_wrap=True)
         self.out.print(f"verdict: [bold]{judged.verdict}[/]\n")

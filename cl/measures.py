@@ -81,6 +81,8 @@ def check_measure(name: str, where: str) -> None:
         for part in parts:
             check_measure(part, where)
         return
+    if name == "val:drop:held_out":
+        raise ContractError(f"{where}: {name}: what is held out has no validation score before")
     plain = name.removeprefix("val:")
     if plain in ("final", "diagonal") or plain.startswith(("final:", "drop:")):
         return

@@ -14,11 +14,12 @@ Needs     a stream whose verifier rewards answers (or labels, on images); bounda
 Defaults  the paper's: GRPO, 8 answers, beta=0.01 to the model before the task, token mean, clip 0.2
           and 0.3. 64 answers to 8 prompts per update, as sft learns from 64 demonstrations
 Departs   its reward is 0.9 accuracy + 0.1 format, form=0.1 here; an answer that does not end in
-          time earns 0. KL by k2 has the gradient of KL(policy || reference); the paper's code adds
-          k3, whose gradient is that of the other direction. Updates are on-policy (refresh=1); the
-          paper's code makes 4 per batch of answers (refresh=4). A wrong task for rewards: see
-          min_pass; images: a class that is new would never be drawn, hence explore, and refresh > 1
-          compares batch norm in two modes, give clip=none
+          time earns 0. grpo divides by s + 1e-4, as TRL does, instead of s + 1e-6. KL by k2 has the
+          gradient of KL(policy || reference); the paper's code adds k3, whose gradient is that of
+          the other direction. Updates are on-policy (refresh=1); the paper's code makes 4 per batch
+          of answers (refresh=4). A wrong task for rewards: see min_pass; images: a class that is
+          new would never be drawn, hence explore, and refresh > 1 compares batch norm in two modes,
+          give clip=none
 Parameters
     group          answers to each prompt; train.batch_size counts answers, on images inputs
     advantage      grpo dr_grpo rloo max_rl (compare a prompt's answers), remax (with the greedy

@@ -157,6 +157,7 @@ def test_bad_settings_end_in_one_line_before_training(given, tmp_path):
 def test_orders_lengths_and_loops_that_do_not_fit_are_refused(tmp_path):
     for strategies, words in (
         ("fpf+replay", r"name fpf last: replay\+fpf"),
+        ("rft+fpf", "fpf tunes on stored rows, policy_gradient learns from what the policy does"),
         ("fetril+k_fpf", "claims the data; give k_fpf.every"),
         ("avalanche:LwFPlugin+fpf", "fpf can't run beside another library's plug-ins"),
     ):

@@ -31,8 +31,13 @@ from strategies.lora import LoRA
 ROOT = Path(__file__).parents[1]
 LORA = {"lora.rank": 4, "lora.alpha": 8.0, "lora.targets": ["q", "v"]}
 SMALL = {
-    "stream": {"n_train": 24, "n_test": 4, "n_val": 0, "tasks": ["above", "letter"]},
-    "stream.skills": ["copy"],
+    "stream": {
+        "n_train": 24,
+        "n_test": 4,
+        "n_val": 0,
+        "tasks": ["above", "letter"],
+        "skills": ["copy"],
+    },
     "model.pretrained": False,
     "train": {"updates": 2, "batch_size": 8, "lr": 0.01},
 }

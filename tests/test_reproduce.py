@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 from cl.claims import Bar, claims, load, located
 from cl.cli import main
 from cl.errors import BadValue, ContractError, DataError, UnknownName
+from cl.ledger import Shown
 from cl.measures import measure
 from cl.reproduce import reproduce
 from cl.statistics import RESAMPLES, estimate, holm, tail
@@ -138,6 +140,22 @@ def test_a_null_control_that_shows_the_effect_takes_the_verdict_away(tmp_path):
     assert "null control" in judged.reason
 
 
+@pytest.mark.parametrize(
+    "spread,said", [(CLOSE, "no effect, as it must be"), (WIDE, "undecided: wide interval")]
+)
+def test_what_is_shown_tells_a_null_control_without_effect_from_a_noisy_one(
+    spread, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "160")
+    claim = load(written(tmp_path))
+    base = np.array([0.2, 0.5, 0.3, 0.6, 0.4])
+    judged = judge(claim, results_of({"replay": base + spread, "naive": base}))
+    null = replace(judged.primary, bar=claim.null_control)
+    Shown(claim).judgement(replace(judged, null=null), tmp_path, {"train.lr": "0.1"})
+    shown = capsys.readouterr().out
+    assert said in shown and "not the claim as written: train.lr=0.1" in shown
+
+
 def test_too_few_seeds_and_quick_are_not_attempted(tmp_path):
     claim = load(written(tmp_path))
     results = results_of({"replay": [0.9, 0.91, 0.92, 0.9], "naive": [0.1] * 4})
@@ -148,8 +166,6 @@ def test_too_few_seeds_and_quick_are_not_attempted(tmp_path):
 
 
 def judged_bar(bar, first, second=(1.0,) * 5):
-    from dataclasses import replace
-
     claim = replace(load(claims()["fetril_digits"].stem), bars=[Bar(**bar)], controls=[])
     arms = dict.fromkeys(claim.arms, second)
     results = results_of({**arms, "fetril": first})
@@ -240,6 +256,7 @@ def verdict_of(bar, results):
         ({"barz": []}, "did you mean 'bars'"),
         ({"bars": [{"measure": "average_accuracy", "of": "replay"}]}, "one number"),
         ({"bars": [{"measure": "accuracy", "of": "replay", "at_least": 0}]}, "no measure"),
+        ({"bars": [{"measure": "val:drop:held_out", "of": "replay", "at_least": 0}]}, "before"),
         ({"bars": [{"measure": "average_accuracy", "of": "rply", "at_least": 0}]}, "no arm 'rply'"),
         ({"bars": [{"measure": "average_accuracy", "of": "replay", "atleast": 0}]}, "at_least"),
         ({"bars": ["replay > naive"]}, "measure and of"),
@@ -366,6 +383,7 @@ def test_claims_are_listed_without_importing_torch():
     assert {line.split()[0] for line in done.stdout.splitlines()[:-1]} == set(claims())
 
 
+@pytest.mark.slow
 def test_the_swapped_digits_claim_is_not_reproduced_on_real_runs(tmp_path):
     claim = load("fetril_digits")
     judgement, _ = reproduce(claim, out=tmp_path, workers=1)

@@ -27,7 +27,13 @@ from cl.text import Item, TextStream
 
 WORDS = ["ab", "abcd", "c", "dca", "eb", "fghij", "k", "lm"]
 SMALL = {
-    "stream": {"n_train": 24, "n_test": 6, "n_val": 3, "tasks": ["above", "letter"]},
+    "stream": {
+        "n_train": 24,
+        "n_test": 6,
+        "n_val": 3,
+        "tasks": ["above", "letter"],
+        "skills": ["copy"],
+    },
     "model.pretrained": False,
     "train": {"updates": 2, "batch_size": 8},
 }
