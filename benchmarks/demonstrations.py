@@ -23,12 +23,7 @@ import cl
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 KINDS = ("canonical", "foreign", "own", "oracle")
-ARMS = {
-    "sft": {},
-    "hft+sft": {},
-    "weight_average+sft": {},
-    "sft+replay": {"strategy.replay.size": 0.05},
-}
+ARMS = ("sft", "hft+sft", "weight_average+sft")
 CASES = [(arm, kind) for arm in ARMS for kind in KINDS] + [("rft", None)]
 HEAD = (
     "| strategy | demonstrations | learned | average at the end | backward transfer | held out |\n"
@@ -50,7 +45,7 @@ def one(case: tuple[str, str | None], seed: int, out: str) -> dict:
         results = cl.load(done.parent).results
         if results["status"] == "finished":
             return results
-    keys = {**ARMS.get(arm, {}), "seed": seed, "out": str(home)}
+    keys = {"seed": seed, "out": str(home)}
     keys |= {"stream.demonstrations": kind} if kind else {}
     return cl.run("skills", arm, **keys).results
 
