@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cl.errors import ShapeMismatch, UnknownName
+from cl.models.policy import Actions
 from cl.normalise import Normaliser, RewardScale
 from cl.objectives import _actions as act
 from cl.objectives import _q_learning as dqn
@@ -476,33 +477,48 @@ def test_an_action_that_an_environment_has_not_is_nowhere():
     close(act.distance(kept, kept.detach() / 2), act.distance(two, two / 2).detach().numpy())
     (act.entropy(kept) + act.logp(kept, 2 * choice)).sum().backward()
     assert scores.grad.isfinite().all() and (scores.grad[:, 1] == 0).all()
-    assert not (act.draw(kept, torch.rand(6)) == 1).any()
-    last = act.restricted(torch.zeros(1, 3), torch.tensor([True, True, False]))
-    assert act.draw(last, torch.tensor([1 - 2**-24])).item() == 1
+    gumbel = act.noise(Actions(3), (1000, 6), torch.Generator().manual_seed(0), kept.device)
+    assert gumbel.isfinite().all() and not (act.draw(kept, gumbel) == 1).any()
+    least = -torch.tensor(-math.log(act.TINY)).log()  # the smallest number that noise can be
+    most = torch.tensor([[0.0, 1e4, 0.0]])
+    assert act.draw(kept[:1], most + least).item() != 1
     assert act.restricted(scores, None) is scores
 
 
 def test_draws_have_the_policys_frequencies():
     p = torch.tensor([0.1, 0.6, 0.3])
-    noise = (torch.arange(1000) + 0.5) / 1000
-    drawn = act.draw(p.log().expand(1000, 3), noise)
-    assert drawn.bincount(minlength=3).tolist() == [100, 600, 300]
-    normal = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    n, rng = 100_000, torch.Generator().manual_seed(0)
+    noise = act.noise(Actions(3), (n,), rng, p.device)
+    assert noise.shape == (n, 3) and noise.dtype == torch.float32
+    counts = act.draw(p.log() + 7, noise).bincount(minlength=3)
+    assert float(((counts - n * p).square() / (n * p)).sum()) < 9.21  # chi2 of 2, 1 in 100
+    uniform = (-(-noise).exp()).exp().sort(0).values  # by Gumbel's distribution function
+    far = (uniform - ((torch.arange(n) + 0.5) / n)[:, None]).abs()
+    assert float(far.max()) < 1.63 / n**0.5  # Kolmogorov and Smirnov, 1 in 100
+
+
+def test_a_draw_is_the_largest_of_logits_and_noise_and_a_gaussian_moved_and_spread():
+    noise = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    assert act.draw(torch.tensor([0.0, 2.0, 0.0]), noise).tolist() == [1, 0]
+    made = act.noise(Actions(2, True), (5,), torch.Generator().manual_seed(0), "cpu")
+    assert torch.equal(made, torch.randn(5, 2, generator=torch.Generator().manual_seed(0)))
     close(
-        act.draw(torch.ones(5, 2), normal, torch.tensor([0.0, math.log(2)])),
-        [1, 1] + normal.numpy() * [1, 2],
+        act.draw(torch.ones(5, 2), made, torch.tensor([0.0, math.log(2)])),
+        [1, 1] + made.numpy() * [1, 2],
     )
     assert act.greedy(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]
-    assert act.greedy(normal, torch.zeros(2)) is normal
+    assert act.greedy(made, torch.zeros(2)) is made
 
 
-def test_p10_an_environments_draw_does_not_depend_on_the_others():
+@pytest.mark.parametrize("continuous", [False, True])
+def test_p10_an_environments_draw_does_not_depend_on_the_others(continuous):
     rng = torch.Generator().manual_seed(0)
-    scores, noise = torch.randn(8, 3, generator=rng), torch.rand(8, generator=rng)
-    whole, order = act.draw(scores, noise), torch.randperm(8, generator=rng)
-    assert torch.equal(act.draw(scores[order], noise[order]), whole[order])
-    alone = [act.draw(scores[i : i + 1], noise[i : i + 1]).item() for i in range(8)]
-    assert alone == whole.tolist()
+    scores, log_std = torch.randn(8, 3, generator=rng), torch.zeros(3) if continuous else None
+    noise = act.noise(Actions(3, continuous), (8,), rng, scores.device)
+    whole, order = act.draw(scores, noise, log_std), torch.randperm(8, generator=rng)
+    assert torch.equal(act.draw(scores[order], noise[order], log_std), whole[order])
+    alone = [act.draw(scores[i : i + 1], noise[i : i + 1], log_std) for i in range(8)]
+    assert torch.equal(torch.cat(alone), whole)
 
 
 def test_cloning_is_cross_entropy_or_the_likelihood_of_a_gaussian():
@@ -717,7 +733,6 @@ def sb3_rollout(name, limit):
 def ours_of(policy, continuous):
     """Our model with the weights of SB3's policy."""
     from cl.models import build
-    from cl.models.policy import Actions
 
     n = policy.action_net.out_features
     shape = (policy.mlp_extractor.policy_net[0].in_features,)
