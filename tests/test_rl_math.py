@@ -243,16 +243,16 @@ def test_p3_masked_losses_are_those_of_the_valid_rows_alone():
     kept = [x.detach()[valid].requires_grad_() for x in bad]
 
     def losses(logp, old, advantages, values, returns, valid=None):
-        policy, share = policy_loss(logp, old, advantages, clip=0.2, valid=valid)
+        policy = policy_loss(logp, old, advantages, clip=0.2, valid=valid)
         critic = value_loss(values, returns, old_values=old, clip=0.1, valid=valid)
-        return policy, share, critic
+        return policy, critic
 
     found = losses(logp, *bad[1:3], values, bad[4], valid)
     expected = losses(*kept)
     for ours, theirs in zip(found, expected, strict=True):
         close(ours, theirs.detach().numpy())
-    (found[0] + found[2]).backward()
-    (expected[0] + expected[2]).backward()
+    sum(found).backward()
+    sum(expected).backward()
     for ours, theirs in ((logp, kept[0]), (values, kept[3])):
         close(ours.grad[valid], theirs.grad.numpy())
         assert (ours.grad[~valid] == 0).all()
@@ -276,9 +276,9 @@ def test_p3_losses_of_micro_batches_add_up_to_the_whole_updates():
 
 def test_p3_where_nothing_is_valid_losses_are_0():
     x, no = torch.randn(4, requires_grad=True), torch.zeros(4, dtype=torch.bool)
-    loss, share = policy_loss(x, x, x, clip=0.2, valid=no)
+    loss = policy_loss(x, x, x, clip=0.2, valid=no)
     (loss + value_loss(x, x, valid=no) + mean(x, no)).backward()
-    assert loss == 0 and share == 0 and (x.grad == 0).all()
+    assert loss == 0 and (x.grad == 0).all()
     assert explained_variance(x, x, no) is None
     assert normalised(x, no).tolist() == [0.0] * 4
 
@@ -314,8 +314,8 @@ def test_p5_on_the_first_minibatch_the_ratio_is_1():
     rng = torch.Generator().manual_seed(0)
     logp = torch.randn(12, generator=rng).requires_grad_()
     advantages = torch.randn(12, generator=rng)
-    loss, share = policy_loss(logp, logp.detach().clone(), advantages, clip=0.2)
-    assert share == 0 and clip_fraction(logp, logp, 0.2) == 0
+    loss = policy_loss(logp, logp.detach().clone(), advantages, clip=0.2)
+    assert clip_fraction(logp, logp, 0.2) == 0
     assert approximate_kl(logp, logp, "k1") == 0 and approximate_kl(logp, logp, "k3") == 0
     close(loss, -advantages.mean().numpy())
     loss.backward()
@@ -329,12 +329,11 @@ def test_p5_on_the_first_minibatch_the_ratio_is_1():
 )
 def test_p6_the_clip_table(advantage, ratio, flows):
     logp = torch.tensor([math.log(ratio)], requires_grad=True)
-    loss, share = policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), clip=0.2)
+    loss = policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), clip=0.2)
     loss.backward()
     close(logp.grad, [-advantage * ratio if flows else 0.0])
     bounded = min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
     close(loss, -bounded)
-    assert share == (not flows)
     assert clip_fraction(logp, torch.zeros(1), 0.2) == (abs(ratio - 1) > 0.2)
 
 
@@ -345,14 +344,14 @@ def test_p6_the_policy_loss_is_that_of_a_loop():
     for i in range(30):
         w = math.exp(logp[i] - old[i])
         each.append(-min(w * a[i], min(max(w, 0.8), 1.28) * a[i]))
-    loss, _ = policy_loss(*map(torch.tensor, (logp, old, a)), clip=0.2, high=0.28)
+    loss = policy_loss(*map(torch.tensor, (logp, old, a)), clip=0.2, high=0.28)
     close(loss, np.mean(each), atol=1e-5)
     assert loss.dtype == torch.float32
 
 
 def test_p6_a_ratio_that_is_out_of_bounds_stays_finite():
     logp = torch.tensor([500.0, -500.0], requires_grad=True)
-    loss, _ = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip=0.2)
+    loss = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip=0.2)
     loss.backward()
     assert loss.isfinite() and logp.grad.isfinite().all()
 
@@ -793,7 +792,7 @@ def test_ppos_loss_and_gradients_agree_with_sb3s(name, limit):
     scores, values = ours.outputs(rows.observations)
     actions = rows.actions if continuous else rows.actions.long().flatten()
     logp = act.logp(scores, actions, ours.log_std)
-    loss, _ = policy_loss(logp, rows.old_log_prob, normalised(rows.advantages), clip=0.2)
+    loss = policy_loss(logp, rows.old_log_prob, normalised(rows.advantages), clip=0.2)
     entropy = mean(act.entropy(scores, ours.log_std))
     critic = value_loss(values, rows.returns)
     (loss + 1.0 * critic - 0.01 * entropy).backward()
