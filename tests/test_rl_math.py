@@ -18,6 +18,7 @@ from cl.normalise import Normaliser, RewardScale
 from cl.objectives import _actions as act
 from cl.objectives import _q_learning as dqn
 from cl.objectives._actor_critic import (
+    _Clipped,
     approximate_kl,
     clip_fraction,
     explained_variance,
@@ -356,6 +357,22 @@ def test_p6_a_ratio_that_is_out_of_bounds_stays_finite():
     assert loss.isfinite() and logp.grad.isfinite().all()
 
 
+def test_p6_the_losss_slope_is_that_of_differences():
+    rng = torch.Generator().manual_seed(5)
+    logp, old, a = torch.randn(3, 40, generator=rng, dtype=torch.float64)
+    logp.requires_grad_()
+    bounds = (0.8, 1.28)
+    assert torch.autograd.gradcheck(lambda x: _Clipped.apply(x, old, a, *bounds), logp)
+    slow = -torch.minimum((logp - old).exp() * a, (logp - old).exp().clamp(*bounds) * a)
+    assert torch.equal(_Clipped.apply(logp, old, a, *bounds), slow)
+    weights = torch.randn(40, generator=rng, dtype=torch.float64)
+    fast = torch.autograd.grad(_Clipped.apply(logp, old, a, *bounds) @ weights, logp)
+    close(fast[0], torch.autograd.grad(slow @ weights, logp)[0].numpy(), rtol=1e-14)
+    none = torch.zeros_like(a, requires_grad=True)  # at a ratio of 1 nothing is clipped
+    policy_loss(none, none.detach(), a, clip=0.2).backward()
+    close(none.grad, -a.float().numpy() / 40)
+
+
 # ---------------------------------------------------------------- value loss, diagnostics
 
 
@@ -451,6 +468,18 @@ def test_log_probabilities_and_entropies_may_be_had_in_one_go(continuous):
     (apart[0] * 2 + apart[1]).sum().backward()
     close(a.grad, b.grad.numpy())
     assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+def test_slopes_of_log_probability_and_entropy_together_are_those_of_differences(shape):
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(*shape, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    actions = torch.randint(4, shape, generator=rng)
+    assert torch.autograd.gradcheck(lambda x: act.logp_and_entropy(x, actions), scores)
+    kept = act.restricted(scores, torch.tensor([True, True, False, True]))
+    new, entropy = act.logp_and_entropy(kept, torch.zeros_like(actions))
+    (new.sum() + entropy.sum()).backward()
+    assert scores.grad.isfinite().all() and (scores.grad[..., 2] == 0).all()
 
 
 def test_distances_are_those_of_torchs_distributions():

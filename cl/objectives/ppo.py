@@ -145,7 +145,7 @@ class PPO(Acting):
         old = steps.part("values", at) if self.clip_value is not None else None
         returns = steps.part("returns", at)
         off = value_loss(self._values, returns, old_values=old, clip=self.clip_value)
-        loss = loss + self.value_coef * off
+        loss = loss + (off if self.value_coef == 1 else self.value_coef * off)
         return loss if entropy is None else loss - self.entropy_coef * entropy.mean()
 
     def state(self) -> dict:
