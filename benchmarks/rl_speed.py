@@ -5,8 +5,9 @@ Same    two towers 64-64 tanh; 8 environments of 128 steps, 10 passes in minibat
         bonus, the critic's loss with half its square, float32, the same budget of steps
 SB3     PPO on `make_vec_env`, which has environments one after the other in this process, its
         fastest way for these; its settings are its defaults but for environments, steps and batch
-cl      Loop and nothing around it; "cl run" is the command's whole work: building everything,
-        evaluations at the start and the end of 20 episodes twice, checkpoint, TensorBoard
+cl      Loop and nothing around it, Adam as one kernel (train.fused, which streams of environments
+        have by default); "cl run" is the command's whole work: building everything, evaluations
+        of 20 episodes at the start and twice at the end, checkpoint, TensorBoard
 Method  one process, one thread; contestants take turns, a different one first in every round; the
         first round is a warm-up. A contestant's time begins when it has been built. Rates are
         medians over rounds of the process's own time (what it waits for a core is not counted),

@@ -203,7 +203,7 @@ def value_loss(
     clip: V may be at most that far from old_values, those of the rollout: the larger of the two
     squares, with V as it is and with V clipped, counts. None has no such bound.
     """
-    if valid is clip is None:  # the usual case, in fewer steps
+    if valid is None and clip is None:  # the usual case, in fewer steps
         far = F.mse_loss(values.float(), returns.detach().float(), reduction="sum")
         return far / (2 * (max(values.numel(), 1) if total is None else total))
     squares = _kept(values.float() - returns.detach().float(), valid).square()
