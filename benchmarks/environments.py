@@ -6,14 +6,17 @@ Method  one process, one thread; the two take turns, the other one first in ever
         Gymnasium, as it comes (NEXT_STEP autoreset; its resets count as steps). Rates are medians
         over rounds by the process's own time (what it waits for a core is not counted) and by the
         clock, ratios medians of the ratios within a round
-Run     python benchmarks/environments.py [--copies 256] [--steps 400] [--rounds 5]
+Run     python benchmarks/environments.py [--copies 256] [--steps 400] [--rounds 5] [--write]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import gymnasium as gym
@@ -22,21 +25,47 @@ import numpy as np
 from cl.environments import NATIVE, make
 
 FEWER = 20  # steps of ours for one of Gymnasium's
+README = Path(__file__).parents[1] / "README.md"
+START, END = "<!-- environments -->", "<!-- /environments -->"
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--copies", type=int, default=256)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
     args = parser.parse_args()
-    print("| environment | Gymnasium, M steps/s | cl, M steps/s | ratio | ratio by the clock |")
-    print("|---|---:|---:|---:|---:|")
+    if args.rounds < 1 or (args.write and args.rounds < 5):
+        parser.error(f"--rounds must be 1 or more, 5 with --write, got {args.rounds}")
+    lines = [
+        "| environment | Gymnasium, M steps/s | cl, M steps/s | ratio | by the clock |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for id in NATIVE:
         theirs, ours, ratio, clock = compare(id, args.copies, args.steps, args.rounds)
         row = f"| `{id}` | {theirs:.3f} | {ours:.2f} | {ratio:.0f} | {clock:.0f} |"
-        print(row.replace("nan", "–"), flush=True)
+        lines.append(row.replace("nan", "–"))
+    text = "\n".join(lines) + f"\n\n({about(args)})"
+    print(text)
+    if args.write:
+        write_readme(text)
+
+
+def about(args: argparse.Namespace) -> str:
+    """What the numbers depend on."""
+    named = {"python": platform.python_version(), "numpy": np.__version__}
+    named |= {"gymnasium": gym.__version__, "device": platform.machine(), "cores": os.cpu_count()}
+    named |= {"copies": args.copies, "steps": args.steps, "rounds": args.rounds}
+    return ", ".join(f"{key} {value}" for key, value in named.items())
+
+
+def write_readme(text: str) -> None:
+    """Replace what stands between the README's markers."""
+    readme = README.read_text(encoding="utf-8")
+    head, tail = readme.partition(START)[0], readme.partition(END)[2]
+    README.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
 def compare(id: str, n: int, steps: int, rounds: int) -> tuple[float, float, float, float]:

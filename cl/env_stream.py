@@ -30,6 +30,7 @@ Expert = Callable[[Environment], Callable[[np.ndarray], np.ndarray]]
 DEFAULTS = {
     "model": "actor_critic",
     "train.optimizer": "adam",
+    "train.fused": True,
     "train.epochs": 1,
     "train.reset_optimizer": True,
 }

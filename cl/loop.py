@@ -21,7 +21,7 @@ from cl.errors import ContractError
 from cl.evaluation import Evaluator, InferenceBatch, Scores
 from cl.models import grow
 from cl.objectives import Objective
-from cl.optim import Synchroniser, build, set_lr
+from cl.optim import Synchroniser, build, clip_gradients, set_lr
 from cl.prequential import Prequential
 from cl.rollouts import Rollouts
 from cl.seeding import generator
@@ -303,8 +303,7 @@ class Loop(Toolbox):
         if hooks["before_update"]:
             self.fire("before_update")
         if self.train.clip is not None:
-            held = (p for g in self._optimizer.param_groups for p in g["params"])
-            nn.utils.clip_grad_norm_(held, self.train.clip)
+            clip_gradients(self._optimizer, self.train.clip)
         if self._scheduled:
             set_lr(self._optimizer, self.train, clock.train_exp_iterations, self._total)
         self._optimizer.step()

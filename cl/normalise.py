@@ -94,7 +94,8 @@ class Normaliser:
 
     def state(self) -> dict:
         """What a checkpoint holds."""
-        return {"count": self.count, "mean": self.mean.copy(), "squares": self.squares.copy()}
+        mean, squares = np.array(self.mean), np.array(self.squares)  # also of numpy's scalars
+        return {"count": float(self.count), "mean": mean, "squares": squares}
 
     def load(self, state: dict) -> None:
         """Put back what `state` returned. Raises ShapeMismatch."""

@@ -35,6 +35,7 @@ class Train:
         lr               learning rate at the start of each experience [1]
         momentum         momentum of sgd [1]
         eps              added to the denominator of adam and adamw [1]
+        fused            adam and adamw as one kernel, faster for small models; last bits differ
         weight_decay     L2 penalty (sgd, adam) or decoupled decay (adamw) [1]
         schedule         learning rate over each experience: constant, linear or cosine to 0
         warmup           updates of linear warm-up at each experience's start [updates]
@@ -54,6 +55,7 @@ class Train:
     lr: Annotated[float, Range(above=0)] = 0.05
     momentum: Annotated[float, Range(min=0, below=1)] = 0.9
     eps: Annotated[float, Range(above=0)] = 1e-8
+    fused: bool = False
     weight_decay: Annotated[float, Range(min=0)] = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup: Annotated[int, Range(min=0)] = 0

@@ -51,6 +51,10 @@ class Steps:
         """A column [T n, ...], steps of one moment next to each other."""
         return getattr(self, name).flatten(0, 1)
 
+    def part(self, name: str, index: Tensor) -> Tensor:
+        """Those rows of a column that are at positions `index` [B]."""
+        return self.rows(name).index_select(0, index)
+
     def next_observations(self) -> Tensor:
         """What each step led to, [T, n, d], of the same episode even where it ended by the clock.
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from cl.errors import ShapeMismatch, UnknownName
+from cl.models.policy import Actions
 from cl.normalise import Normaliser, RewardScale
 from cl.objectives import _actions as act
 from cl.objectives import _q_learning as dqn
 from cl.objectives._actor_critic import (
+    _Clipped,
     approximate_kl,
     clip_fraction,
     explained_variance,
@@ -242,16 +244,16 @@ def test_p3_masked_losses_are_those_of_the_valid_rows_alone():
     kept = [x.detach()[valid].requires_grad_() for x in bad]
 
     def losses(logp, old, advantages, values, returns, valid=None):
-        policy, share = policy_loss(logp, old, advantages, clip=0.2, valid=valid)
+        policy = policy_loss(logp, old, advantages, clip=0.2, valid=valid)
         critic = value_loss(values, returns, old_values=old, clip=0.1, valid=valid)
-        return policy, share, critic
+        return policy, critic
 
     found = losses(logp, *bad[1:3], values, bad[4], valid)
     expected = losses(*kept)
     for ours, theirs in zip(found, expected, strict=True):
         close(ours, theirs.detach().numpy())
-    (found[0] + found[2]).backward()
-    (expected[0] + expected[2]).backward()
+    sum(found).backward()
+    sum(expected).backward()
     for ours, theirs in ((logp, kept[0]), (values, kept[3])):
         close(ours.grad[valid], theirs.grad.numpy())
         assert (ours.grad[~valid] == 0).all()
@@ -275,9 +277,9 @@ def test_p3_losses_of_micro_batches_add_up_to_the_whole_updates():
 
 def test_p3_where_nothing_is_valid_losses_are_0():
     x, no = torch.randn(4, requires_grad=True), torch.zeros(4, dtype=torch.bool)
-    loss, share = policy_loss(x, x, x, clip=0.2, valid=no)
+    loss = policy_loss(x, x, x, clip=0.2, valid=no)
     (loss + value_loss(x, x, valid=no) + mean(x, no)).backward()
-    assert loss == 0 and share == 0 and (x.grad == 0).all()
+    assert loss == 0 and (x.grad == 0).all()
     assert explained_variance(x, x, no) is None
     assert normalised(x, no).tolist() == [0.0] * 4
 
@@ -313,8 +315,8 @@ def test_p5_on_the_first_minibatch_the_ratio_is_1():
     rng = torch.Generator().manual_seed(0)
     logp = torch.randn(12, generator=rng).requires_grad_()
     advantages = torch.randn(12, generator=rng)
-    loss, share = policy_loss(logp, logp.detach().clone(), advantages, clip=0.2)
-    assert share == 0 and clip_fraction(logp, logp, 0.2) == 0
+    loss = policy_loss(logp, logp.detach().clone(), advantages, clip=0.2)
+    assert clip_fraction(logp, logp, 0.2) == 0
     assert approximate_kl(logp, logp, "k1") == 0 and approximate_kl(logp, logp, "k3") == 0
     close(loss, -advantages.mean().numpy())
     loss.backward()
@@ -328,12 +330,11 @@ def test_p5_on_the_first_minibatch_the_ratio_is_1():
 )
 def test_p6_the_clip_table(advantage, ratio, flows):
     logp = torch.tensor([math.log(ratio)], requires_grad=True)
-    loss, share = policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), clip=0.2)
+    loss = policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), clip=0.2)
     loss.backward()
     close(logp.grad, [-advantage * ratio if flows else 0.0])
     bounded = min(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
     close(loss, -bounded)
-    assert share == (not flows)
     assert clip_fraction(logp, torch.zeros(1), 0.2) == (abs(ratio - 1) > 0.2)
 
 
@@ -344,16 +345,32 @@ def test_p6_the_policy_loss_is_that_of_a_loop():
     for i in range(30):
         w = math.exp(logp[i] - old[i])
         each.append(-min(w * a[i], min(max(w, 0.8), 1.28) * a[i]))
-    loss, _ = policy_loss(*map(torch.tensor, (logp, old, a)), clip=0.2, high=0.28)
+    loss = policy_loss(*map(torch.tensor, (logp, old, a)), clip=0.2, high=0.28)
     close(loss, np.mean(each), atol=1e-5)
     assert loss.dtype == torch.float32
 
 
 def test_p6_a_ratio_that_is_out_of_bounds_stays_finite():
     logp = torch.tensor([500.0, -500.0], requires_grad=True)
-    loss, _ = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip=0.2)
+    loss = policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), clip=0.2)
     loss.backward()
     assert loss.isfinite() and logp.grad.isfinite().all()
+
+
+def test_p6_the_losss_slope_is_that_of_differences():
+    rng = torch.Generator().manual_seed(5)
+    logp, old, a = torch.randn(3, 40, generator=rng, dtype=torch.float64)
+    logp.requires_grad_()
+    bounds = (0.8, 1.28)
+    assert torch.autograd.gradcheck(lambda x: _Clipped.apply(x, old, a, *bounds), logp)
+    slow = -torch.minimum((logp - old).exp() * a, (logp - old).exp().clamp(*bounds) * a)
+    assert torch.equal(_Clipped.apply(logp, old, a, *bounds), slow)
+    weights = torch.randn(40, generator=rng, dtype=torch.float64)
+    fast = torch.autograd.grad(_Clipped.apply(logp, old, a, *bounds) @ weights, logp)
+    close(fast[0], torch.autograd.grad(slow @ weights, logp)[0].numpy(), rtol=1e-14)
+    none = torch.zeros_like(a, requires_grad=True)  # at a ratio of 1 nothing is clipped
+    policy_loss(none, none.detach(), a, clip=0.2).backward()
+    close(none.grad, -a.float().numpy() / 40)
 
 
 # ---------------------------------------------------------------- value loss, diagnostics
@@ -453,6 +470,18 @@ def test_log_probabilities_and_entropies_may_be_had_in_one_go(continuous):
     assert a.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+def test_slopes_of_log_probability_and_entropy_together_are_those_of_differences(shape):
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(*shape, 4, generator=rng, dtype=torch.float64, requires_grad=True)
+    actions = torch.randint(4, shape, generator=rng)
+    assert torch.autograd.gradcheck(lambda x: act.logp_and_entropy(x, actions), scores)
+    kept = act.restricted(scores, torch.tensor([True, True, False, True]))
+    new, entropy = act.logp_and_entropy(kept, torch.zeros_like(actions))
+    (new.sum() + entropy.sum()).backward()
+    assert scores.grad.isfinite().all() and (scores.grad[..., 2] == 0).all()
+
+
 def test_distances_are_those_of_torchs_distributions():
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 3, generator=rng)
@@ -476,33 +505,48 @@ def test_an_action_that_an_environment_has_not_is_nowhere():
     close(act.distance(kept, kept.detach() / 2), act.distance(two, two / 2).detach().numpy())
     (act.entropy(kept) + act.logp(kept, 2 * choice)).sum().backward()
     assert scores.grad.isfinite().all() and (scores.grad[:, 1] == 0).all()
-    assert not (act.draw(kept, torch.rand(6)) == 1).any()
-    last = act.restricted(torch.zeros(1, 3), torch.tensor([True, True, False]))
-    assert act.draw(last, torch.tensor([1 - 2**-24])).item() == 1
+    gumbel = act.noise(Actions(3), (1000, 6), torch.Generator().manual_seed(0), kept.device)
+    assert gumbel.isfinite().all() and not (act.draw(kept, gumbel) == 1).any()
+    least = -torch.tensor(-math.log(act.TINY)).log()  # the smallest number that noise can be
+    most = torch.tensor([[0.0, 1e4, 0.0]])
+    assert act.draw(kept[:1], most + least).item() != 1
     assert act.restricted(scores, None) is scores
 
 
 def test_draws_have_the_policys_frequencies():
     p = torch.tensor([0.1, 0.6, 0.3])
-    noise = (torch.arange(1000) + 0.5) / 1000
-    drawn = act.draw(p.log().expand(1000, 3), noise)
-    assert drawn.bincount(minlength=3).tolist() == [100, 600, 300]
-    normal = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    n, rng = 100_000, torch.Generator().manual_seed(0)
+    noise = act.noise(Actions(3), (n,), rng, p.device)
+    assert noise.shape == (n, 3) and noise.dtype == torch.float32
+    counts = act.draw(p.log() + 7, noise).bincount(minlength=3)
+    assert float(((counts - n * p).square() / (n * p)).sum()) < 9.21  # chi2 of 2, 1 in 100
+    uniform = (-(-noise).exp()).exp().sort(0).values  # by Gumbel's distribution function
+    far = (uniform - ((torch.arange(n) + 0.5) / n)[:, None]).abs()
+    assert float(far.max()) < 1.63 / n**0.5  # Kolmogorov and Smirnov, 1 in 100
+
+
+def test_a_draw_is_the_largest_of_logits_and_noise_and_a_gaussian_moved_and_spread():
+    noise = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]])
+    assert act.draw(torch.tensor([0.0, 2.0, 0.0]), noise).tolist() == [1, 0]
+    made = act.noise(Actions(2, True), (5,), torch.Generator().manual_seed(0), "cpu")
+    assert torch.equal(made, torch.randn(5, 2, generator=torch.Generator().manual_seed(0)))
     close(
-        act.draw(torch.ones(5, 2), normal, torch.tensor([0.0, math.log(2)])),
-        [1, 1] + normal.numpy() * [1, 2],
+        act.draw(torch.ones(5, 2), made, torch.tensor([0.0, math.log(2)])),
+        [1, 1] + made.numpy() * [1, 2],
     )
     assert act.greedy(torch.tensor([[0.0, 2.0, 1.0]])).tolist() == [1]
-    assert act.greedy(normal, torch.zeros(2)) is normal
+    assert act.greedy(made, torch.zeros(2)) is made
 
 
-def test_p10_an_environments_draw_does_not_depend_on_the_others():
+@pytest.mark.parametrize("continuous", [False, True])
+def test_p10_an_environments_draw_does_not_depend_on_the_others(continuous):
     rng = torch.Generator().manual_seed(0)
-    scores, noise = torch.randn(8, 3, generator=rng), torch.rand(8, generator=rng)
-    whole, order = act.draw(scores, noise), torch.randperm(8, generator=rng)
-    assert torch.equal(act.draw(scores[order], noise[order]), whole[order])
-    alone = [act.draw(scores[i : i + 1], noise[i : i + 1]).item() for i in range(8)]
-    assert alone == whole.tolist()
+    scores, log_std = torch.randn(8, 3, generator=rng), torch.zeros(3) if continuous else None
+    noise = act.noise(Actions(3, continuous), (8,), rng, scores.device)
+    whole, order = act.draw(scores, noise, log_std), torch.randperm(8, generator=rng)
+    assert torch.equal(act.draw(scores[order], noise[order], log_std), whole[order])
+    alone = [act.draw(scores[i : i + 1], noise[i : i + 1], log_std) for i in range(8)]
+    assert torch.equal(torch.cat(alone), whole)
 
 
 def test_cloning_is_cross_entropy_or_the_likelihood_of_a_gaussian():
@@ -717,7 +761,6 @@ def sb3_rollout(name, limit):
 def ours_of(policy, continuous):
     """Our model with the weights of SB3's policy."""
     from cl.models import build
-    from cl.models.policy import Actions
 
     n = policy.action_net.out_features
     shape = (policy.mlp_extractor.policy_net[0].in_features,)
@@ -778,7 +821,7 @@ def test_ppos_loss_and_gradients_agree_with_sb3s(name, limit):
     scores, values = ours.outputs(rows.observations)
     actions = rows.actions if continuous else rows.actions.long().flatten()
     logp = act.logp(scores, actions, ours.log_std)
-    loss, _ = policy_loss(logp, rows.old_log_prob, normalised(rows.advantages), clip=0.2)
+    loss = policy_loss(logp, rows.old_log_prob, normalised(rows.advantages), clip=0.2)
     entropy = mean(act.entropy(scores, ours.log_std))
     critic = value_loss(values, rows.returns)
     (loss + 1.0 * critic - 0.01 * entropy).backward()

@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cl.models.policy import Actions
 from cl.objectives import _tokens
@@ -32,6 +34,8 @@ def restricted(scores: Tensor, allowed: Tensor | None) -> Tensor:
 
 def logp(scores: Tensor, actions: Tensor, log_std: Tensor | None = None) -> Tensor:
     """Log-probability, or its density, of each action: [...] [nats]."""
+    if log_std is None and scores.dim() == 2:  # the usual case, in fewer steps
+        return -F.cross_entropy(_at_least_float32(scores), actions.long(), reduction="none")
     if log_std is None:
         return _tokens.token_logp(scores, actions.long())
     scores, log_std = _at_least_float32(scores), _at_least_float32(log_std)
@@ -53,10 +57,30 @@ def logp_and_entropy(
     """`logp` and `entropy` of each row, [...] both, with one softmax."""
     if log_std is not None:
         return logp(scores, actions, log_std), entropy(scores, log_std)
-    each = _at_least_float32(scores).log_softmax(-1)
-    each = each.clamp(min=torch.finfo(each.dtype).min)  # finite where a probability is zero
-    chosen = each.gather(-1, actions.long()[..., None])[..., 0]
-    return chosen, -(each.exp() * each).sum(-1)
+    return _Categorical.apply(_at_least_float32(scores), actions.long())
+
+
+class _Categorical(torch.autograd.Function):
+    """log p(a) and H of softmax(scores), [...] each of [..., A], as one step with its slopes."""
+
+    @staticmethod
+    def forward(ctx, scores, actions):
+        """actions int64 [...]."""
+        each = scores.log_softmax(-1)
+        each = each.clamp(min=torch.finfo(each.dtype).min)  # finite where a probability is zero
+        p, actions = each.exp(), actions[..., None]
+        entropy = -(p * each).sum(-1)
+        ctx.save_for_backward(p, each, actions, entropy)
+        return each.gather(-1, actions)[..., 0], entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_logp, by_entropy):
+        """d log p(a) / d s = [a] - p; d H / d s = -p (log p + H)."""
+        p, each, actions, entropy = ctx.saved_tensors
+        by_logp = by_logp[..., None]
+        slope = (each + entropy[..., None]).mul_(by_entropy[..., None]).add_(by_logp).mul_(-p)
+        return slope.scatter_add_(-1, actions, by_logp), None
 
 
 def distance(

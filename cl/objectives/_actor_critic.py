@@ -22,10 +22,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cl.errors import ShapeMismatch
-from cl.objectives._policy_gradient import clipped, kl
+from cl.objectives._policy_gradient import LOG_RATIO, clipped, kl
 from cl.objectives._tokens import aggregate
 
 # ---------------------------------------------------------------- returns and advantages [T, n]
@@ -127,15 +129,14 @@ def normalised(advantages: Tensor, valid: Tensor | None = None, eps: float = 1e-
     The spread has n - 1 in it. A single row stays as it is; equal ones are 0.
     """
     rows = advantages.float()
-    counted = torch.ones_like(rows, dtype=torch.bool) if valid is None else valid.bool()
-    n = counted.sum()
-    mean = torch.where(counted, rows, 0).sum() / n.clamp(min=1)
-    far = torch.where(counted, rows - mean, 0)
-    spread = (far.square().sum() / (n - 1).clamp(min=1)).sqrt()
-    least = torch.where(counted, rows, torch.inf).amin() if rows.numel() else rows.sum()
-    most = torch.where(counted, rows, -torch.inf).amax() if rows.numel() else rows.sum()
-    found = torch.where(least == most, 0, far / (spread + eps))  # whatever rounding says
-    return torch.where(n == 1, torch.where(counted, rows, 0), found)
+    if valid is not None:
+        counted = valid.bool()
+        return torch.zeros_like(rows).masked_scatter(counted, normalised(rows[counted], eps=eps))
+    if rows.numel() < 2:
+        return rows
+    spread, mean = torch.std_mean(rows)
+    least, most = rows.aminmax()
+    return ((rows - mean) / (spread + eps)).masked_fill(least == most, 0)  # whatever rounding says
 
 
 # ---------------------------------------------------------------- losses of a minibatch [...]
@@ -151,18 +152,41 @@ def policy_loss(
     dual: float | None = None,
     valid: Tensor | None = None,
     total: Tensor | float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """PPO's clipped loss, a scalar, and the share of rows that have no gradient for that reason.
+) -> Tensor:
+    """PPO's clipped loss, a scalar: mean of -min(w A, clip(w, 1 - clip, 1 + high) A).
 
-    Mean of -min(w A, clip(w, 1 - clip, 1 + high) A), w = exp(logp - old_logp); high: clip if None.
-    logp of the chosen actions, with a gradient; old_logp and advantages are constants. dual: see
-    `clipped` of `_policy_gradient.py`.
+    w = exp(logp - old_logp); high: clip if None. logp of the chosen actions, with a gradient;
+    old_logp and advantages are constants. dual: see `clipped` of `_policy_gradient.py`.
     """
-    mask = torch.ones_like(logp, dtype=torch.bool) if valid is None else valid.bool()
-    rows = (x.float().reshape(1, -1) for x in (logp, old_logp, advantages.detach()))
     high = clip if high is None else high
-    values, share = clipped(*rows, mask.reshape(1, -1), low=clip, high=high, dual=dual)
-    return mean(values.reshape(mask.shape), valid, total), share
+    rows = (logp.float(), old_logp.detach().float(), advantages.detach().float())
+    if valid is None and dual is None:  # the usual case: a third of the time
+        return mean(_Clipped.apply(*rows, 1 - clip, 1 + high), None, total)
+    mask = torch.ones_like(logp, dtype=torch.bool) if valid is None else valid.bool()
+    flat = (x.reshape(1, -1) for x in rows)
+    values, _ = clipped(*flat, mask.reshape(1, -1), low=clip, high=high, dual=dual)
+    return mean(values.reshape(mask.shape), valid, total)
+
+
+class _Clipped(torch.autograd.Function):
+    """-min(w A, clip(w, least, most) A) [...], what `clipped` has, as one step with its slope."""
+
+    @staticmethod
+    def forward(ctx, logp, old_logp, advantages, least, most):
+        """logp, old_logp, advantages [...]; least, most numbers."""
+        log_w, lost = logp - old_logp, -advantages
+        w = log_w.clamp(-LOG_RATIO, LOG_RATIO).exp()
+        free, bound = w * lost, w.clamp(least, most) * lost
+        flat = (free < bound) | (log_w.abs() > LOG_RATIO)
+        ctx.save_for_backward(free.masked_fill(flat, 0))
+        return torch.maximum(free, bound)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        """d (w A) / d logp is w A itself."""
+        (slope,) = ctx.saved_tensors
+        return grad * slope, None, None, None, None
 
 
 def value_loss(
@@ -179,6 +203,9 @@ def value_loss(
     clip: V may be at most that far from old_values, those of the rollout: the larger of the two
     squares, with V as it is and with V clipped, counts. None has no such bound.
     """
+    if valid is None and clip is None:  # the usual case, in fewer steps
+        far = F.mse_loss(values.float(), returns.detach().float(), reduction="sum")
+        return far / (2 * (max(values.numel(), 1) if total is None else total))
     squares = _kept(values.float() - returns.detach().float(), valid).square()
     if clip is not None:
         old = old_values.detach().float()
@@ -193,7 +220,8 @@ def mean(
 ) -> Tensor:
     """Mean over the valid rows, or their sum / total; 0 if none is valid."""
     if valid is None:  # the usual case: a quarter of the time
-        return values.sum() / (max(values.numel(), 1) if total is None else total)
+        usual = total is None and values.numel()
+        return values.mean() if usual else values.sum() / (1 if total is None else total)
     mask = valid.bool().reshape(1, -1)
     return aggregate(values.reshape(1, -1), mask, "token_mean", total=total)
 
@@ -224,10 +252,7 @@ def approximate_kl(
 def clip_fraction(
     logp: Tensor, old_logp: Tensor, clip: float, valid: Tensor | None = None
 ) -> Tensor:
-    """Share of rows whose ratio is further than `clip` from 1, whatever their advantage.
-
-    The share that `policy_loss` returns is smaller: that of rows without a gradient.
-    """
+    """Share of rows whose ratio is further than `clip` from 1, whatever their advantage."""
     far = ((logp.float() - old_logp.float()).exp() - 1).abs() > clip
     return mean(far.float(), valid)
 

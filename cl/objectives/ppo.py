@@ -122,11 +122,11 @@ class PPO(Acting):
         """Put steps on the loop."""
         self._part, steps = self.steps_of(rows), loop.rollouts
         if loop.mb_part[0] == 0:
-            whole = steps.rows("advantages")[loop.batch_index]
+            whole = steps.part("advantages", loop.batch_index)
             self._advantages = normalised(whole) if self.normalise else whole
         loop.mb_task_id = None
-        loop.mb_x = steps.rows("observations")[self._part]
-        loop.mb_y = steps.rows("actions")[self._part]
+        loop.mb_x = steps.part("observations", self._part)
+        loop.mb_y = steps.part("actions", self._part)
 
     def forward(self, loop: Loop) -> Tensor:
         """Scores [B, A]."""
@@ -135,15 +135,18 @@ class PPO(Acting):
 
     def loss(self, loop: Loop) -> Tensor:
         """The loss of this micro-batch."""
-        steps, at = loop.rollouts, self._part
+        steps, at, log_std = loop.rollouts, self._part, loop.model.log_std
         own, self._advantages = self._advantages.split([len(at), len(self._advantages) - len(at)])
-        new, entropy = logp_and_entropy(loop.mb_output, loop.mb_y, loop.model.log_std)
-        loss, _ = policy_loss(new, steps.rows("logp")[at], own, clip=self._clip(loop))
-        old = steps.rows("values")[at] if self.clip_value is not None else None
-        returns = steps.rows("returns")[at]
+        if self.entropy_coef:
+            new, entropy = logp_and_entropy(loop.mb_output, loop.mb_y, log_std)
+        else:
+            new, entropy = logp(loop.mb_output, loop.mb_y, log_std), None
+        loss = policy_loss(new, steps.part("logp", at), own, clip=self._clip(loop))
+        old = steps.part("values", at) if self.clip_value is not None else None
+        returns = steps.part("returns", at)
         off = value_loss(self._values, returns, old_values=old, clip=self.clip_value)
-        loss = loss + self.value_coef * off
-        return loss - self.entropy_coef * entropy.mean() if self.entropy_coef else loss
+        loss = loss + (off if self.value_coef == 1 else self.value_coef * off)
+        return loss if entropy is None else loss - self.entropy_coef * entropy.mean()
 
     def state(self) -> dict:
         """Means and spreads."""
@@ -239,8 +242,8 @@ class PPO(Acting):
         """
         steps = loop.rollouts
         at, model = index[: loop.train_mb_size], loop.model
-        scores = model(steps.rows("observations")[at])
-        actions, old = steps.rows("actions")[at], steps.rows("logp")[at]
+        scores = model(steps.part("observations", at))
+        actions, old = steps.part("actions", at), steps.part("logp", at)
         new, entropy = logp_and_entropy(scores, actions, model.log_std)
         moved = approximate_kl(new, old)
         loop.log("approximate_kl", moved)
