@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,10 +171,12 @@ def _alone(request: Request, recorder: Recorder, progress: bool) -> list[dict]:
         execute(alone, progress=progress, resume_in=folder)
 
     try:
-        return references.of(request, recorder.recipe, recorder.stream, one)
+        found = references.of(request, recorder.recipe, recorder.stream, one)
     except BaseException as stop:
         stop.run_folder = recorder.folder
         raise
+    recorder.started = time.perf_counter()  # they are no cost of this run
+    return found
 
 
 def _run_recorded(
