@@ -170,7 +170,8 @@ def plane_figure(results: dict) -> Figure:
         axes.scatter(new, past, color=BLUE, s=22, zorder=3)
         axes.scatter(new[-1:], past[-1:], color=ORANGE, s=60, zorder=4)
         (left, right), (bottom, top) = _span(new), _span(past)
-        for (i, x, y), below in ((points[0], False), (points[-1], True)):
+        ends = {points[0]: False, points[-1]: True}  # whether the text goes below
+        for (i, x, y), below in ends.items():
             inner = -1 if x - left > 0.4 * (right - left) else 1  # away from the nearer edge
             place = {"xy": (x, y), "xytext": (7 * inner, -14 if below else 8)}
             place["ha"] = "right" if inner < 0 else "left"

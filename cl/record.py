@@ -109,8 +109,11 @@ class Recorder:
         for name, column in COLUMNS.items():
             self.rows[name].append(line[column])
         self.R.append(self.steps[-1][1])
-        for name, row in line["counts"].items():
-            self.counts.setdefault(name, []).append(row)
+        blank = [None] * len(line["test"])
+        for name in dict.fromkeys((*self.counts, *line["counts"])):
+            rows = self.counts.setdefault(name, [])
+            rows += [blank] * (len(self.R) - 1 - len(rows))  # of experiences that were not scored
+            rows.append(line["counts"].get(name, blank))
         for name, values in line["probes"].items():
             self.probes[name].append(values)
 

@@ -135,6 +135,8 @@ def test_imitation_counts_updates_and_joint_training_has_its_end_alone(cloned, t
     why = joint.results["undefined"]
     assert why["metrics.cw_forgetting"] == "experience 0 makes no step of training"
     assert "metrics.cw_average_performance" not in why
+    assert joint.results["raw"]["return"][0] == [None, None]
+    assert None not in joint.results["raw"]["return"][1]
 
 
 def test_the_constants_of_every_eval_are_written_down(plain):
