@@ -23,11 +23,16 @@ from cl.probes.learning_speed import constant
 from cl.runner import resume
 from cl.verdict import judge
 
-SMALL = {"stream": {"steps": 1024, "n_test": 3, "n_val": 2}, "eval": {"every": 20}}
+SMALL = {  # one rollout per experience, 16 updates
+    "stream": {"steps": 256, "n_test": 3, "n_val": 2},
+    "objective": {"n_steps": 32, "passes": 4},
+    "train": {"batch_size": 64},
+    "eval": {"every": 8},
+}
 SHOWN = {
     "stream": {"steps": 64, "n_test": 3, "n_val": 2},
-    "objective": {"demonstrations": 512},
-    "train": {"epochs": 3},
+    "objective": {"demonstrations": 256},
+    "train": {"epochs": 4},
     "eval": {"every": 4},
 }
 NAN = float("nan")
@@ -72,7 +77,7 @@ def lines(folder):
 def test_continual_worlds_numbers_are_those_of_the_recorded_curves(plain):
     curves = [line for line in lines(plain.dir) if line["kind"] != "untrained"]
     first, last = ([line["test"] for line in curves if line["experience"] == i] for i in (0, 1))
-    assert len(first) == len(last) == 2  # every 20 of 40 updates, the last one at the end
+    assert len(first) == len(last) == 2  # every 8 of 16 updates, the last one at the end
     final = np.mean(last[-5:], 0)
     m = plain.metrics
     assert m["cw_average_performance"] == pytest.approx(final.mean())
@@ -87,7 +92,7 @@ def test_forward_transfer_compares_areas_with_the_tasks_trained_alone(referred):
         own = [line for line in curves if line["experience"] == w]
         folder = referred.dir.parents[2] / ".references" / entry["run"]
         alone = [line for line in lines(folder) if line["kind"] != "untrained"]
-        assert [line["env_steps"] for line in alone] == [1024, 1024]
+        assert [line["env_steps"] for line in alone] == [256, 256]
         a, b = area([line["test"][w] for line in own]), area([line["test"][0] for line in alone])
         assert entry["area"] == pytest.approx(b)
         assert entry["final"] == pytest.approx(np.mean([line["test"][0] for line in alone]))
@@ -307,7 +312,7 @@ def test_the_board_has_returns_and_environment_steps(plain):
         assert {tag, f"by_env_steps/{tag}"} <= tags
     assert "train/episode_return" in tags
     shown = events.Scalars("by_env_steps/return/01_exchanged")
-    assert shown[-1].step == 2048
+    assert shown[-1].step == 512
     assert shown[-1].value == pytest.approx(plain.results["raw"]["return"][-1][1], rel=1e-5)
 
 
