@@ -121,14 +121,7 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     if m.get("held_out"):
         now, before = _number(m["held_out"][-1]), _number(m["held_out_before"])
         out.print(f"held out [bold]{now}[/], before training {before}")
-    tokens = f"{cost['tokens_seen']:,} tokens, " if cost["tokens_seen"] else ""
-    tokens += f"{cost['env_steps']:,} environment steps, " if cost.get("env_steps") else ""
-    out.print(
-        f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
-        f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "
-        f"{tokens}"
-        f"{_bytes(cost['stored_bytes'])} stored between experiences"
-    )
+    out.print(_costs(cost))
     e = results.get("expected")
     if e is not None:
         out.print(
@@ -139,6 +132,17 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     out.print()
     out.print(f"results  {folder}/results.json", soft_wrap=True)
     out.print(f"curves   tensorboard --logdir {out_folder}", soft_wrap=True)
+
+
+def _costs(cost: dict) -> str:
+    """What it took."""
+    more = {"tokens_seen": "tokens", "env_steps": "environment steps"}
+    counted = [f"{cost[key]:,} {name}, " for key, name in more.items() if cost.get(key)]
+    return (
+        f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
+        f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, {''.join(counted)}"
+        f"{_bytes(cost['stored_bytes'])} stored between experiences"
+    )
 
 
 def _of_policies(m: dict) -> str:
