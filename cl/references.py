@@ -59,6 +59,7 @@ def of(request: Request, recipe: Recipe, stream: EnvStream, execute: Callable) -
             with _waiting(folder):
                 if not _finished(folder):
                     execute(_request(request, recipe, one), folder)
+                    _leave_board(folder)
                 found[key] = single_task(folder)
         by_experience.append(found[key])
     return by_experience
@@ -126,6 +127,12 @@ def _request(request: Request, recipe: Recipe, one: EnvStream) -> Request:
 def _finished(folder: Path) -> bool:
     begun = (folder / "results.json").is_file()
     return begun and read_results(folder)["status"] == "finished"
+
+
+def _leave_board(folder: Path) -> None:
+    """TensorBoard shows runs; what one is measured against would only stand between them."""
+    for path in folder.glob("events.out.tfevents*"):
+        path.unlink()
 
 
 @contextmanager

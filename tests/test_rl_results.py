@@ -191,6 +191,7 @@ def test_references_are_trained_once_for_all_strategies(out, referred, monkeypat
     assert again.results["single_task"] == referred.results["single_task"]
     after = {p: p.stat().st_mtime_ns for p in out.glob(".references/*/*.json")}
     assert after == before and before
+    assert not list(out.glob(".references/*/events*")), "TensorBoard shows runs alone"
 
 
 def test_a_task_that_returns_has_one_reference(out, cloned):
