@@ -4,13 +4,16 @@ A claim names arms (a strategy with settings), runs them on the same seeds, and 
 must come out. A bar is a measure of one arm, or its paired difference (`minus`) or ratio (`over`)
 to another arm's, with `at_least`, `at_most` or `within` (an equivalence). `minus` with `times`
 takes so much of the other arm off, which says "at most 0.6 of it" of values that may be below 0,
-where a ratio means nothing. The primary one decides; it must be a superiority (a difference above
-0, a ratio away from 1), so that it can't hold with its arms exchanged. The null control is a
-contrast that must *not* clear its bar.
+where a ratio means nothing. Lists of arms (`of: [a, b]`, `minus: [c, d]`) are one comparison on
+several streams, whose runs are drawn again stream by stream. The primary one decides; it must be a
+superiority (a difference above 0, a ratio away from 1), so that it can't hold with its arms
+exchanged. The null control is a contrast that must *not* clear its bar.
 
     paper reported claim tag     whose, with which figures; forgetting, transfer or mechanism
     stream settings              what every arm runs on: `cl run` keys
     seeds calibrated_on          five or more (RL: ten); what settings were chosen on
+    statistic                    of the values over seeds: mean (default), or iqm, the interquartile
+                                 mean, of ten seeds or more and with bootstrap intervals
     quick                        settings under which `--quick` tries everything out
     arms                         {name: {strategy: ..., key: value, ...}}; `from`, `grid` and
     choose                       `choose` of an arm, and the latter for all arms: cl/grids.py
@@ -43,11 +46,24 @@ KEYS = {
     **dict.fromkeys(("paper", "reported", "claim", "tag", "stream", "seeds", "arms"), True),
     **dict.fromkeys(("primary", "null_control"), True),
     **dict.fromkeys(("settings", "calibrated_on", "quick", "bars", "controls", "notes"), False),
-    "choose": False,
+    **dict.fromkeys(("choose", "statistic"), False),
 }
 BOUNDS = ("at_least", "at_most", "within")
-LEAST_SEEDS = 5
+LEAST_SEEDS = {"mean": 5, "iqm": 10}  # by statistic
 EVERY = "*"  # in place of an arm: every run of every arm
+
+
+Arms = str | list[str]  # one, or one for each stream
+
+
+def listed(arms: Arms | None) -> list[str]:
+    """Arms as a list."""
+    return list(arms) if isinstance(arms, list) else [arms] if arms else []
+
+
+def _named(arms: Arms | None) -> str:
+    names = listed(arms)
+    return f"({', '.join(names)})" if len(names) > 1 else "".join(names)
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,9 @@ class Bar:
     """
 
     measure: str
-    of: str
-    minus: str | None = None
-    over: str | None = None
+    of: Arms
+    minus: Arms | None = None
+    over: Arms | None = None
     times: float = 1.0
     at_least: float | None = None
     at_most: float | None = None
@@ -71,8 +87,9 @@ class Bar:
     def title(self) -> str:
         """What is measured."""
         factor = f"{self.times:g} " if self.times != 1 else ""
-        other = f" − {factor}{self.minus}" if self.minus else f" / {self.over}" if self.over else ""
-        of = "all runs" if self.of == EVERY else self.of
+        minus, over = _named(self.minus), _named(self.over)
+        other = f" − {factor}{minus}" if minus else f" / {over}" if over else ""
+        of = "all runs" if self.of == EVERY else _named(self.of)
         return f"{self.measure.replace('_', ' ')}: {of}{other}"
 
     @property
@@ -86,7 +103,8 @@ class Bar:
     @property
     def arms(self) -> list[str]:
         """Those it speaks of."""
-        return [arm for arm in (self.of, self.minus, self.over) if arm and arm != EVERY]
+        named = (listed(arms) for arms in (self.of, self.minus, self.over))
+        return [arm for arms in named for arm in arms if arm != EVERY]
 
     @property
     def is_superiority(self) -> bool:
@@ -128,6 +146,7 @@ class Claim:
     null_control: Bar
     notes: str = ""
     choose: dict[str, Any] | None = None
+    statistic: str = "mean"
 
     @property
     def digest(self) -> str:
@@ -139,6 +158,7 @@ class Claim:
                 del bar["times"]
         what = [self.stream, self.settings, self.arms, self.seeds, self.calibrated_on, judged]
         what += [self.choose] if self.choose else []
+        what += [self.statistic] if self.statistic != "mean" else []
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
     @cached_property
@@ -259,6 +279,7 @@ def _claim(path: Path, content: Any) -> Claim:
         null_control=_bar(where, content["null_control"]),
         notes=" ".join(str(content.get("notes") or "").split()),
         choose=content.get("choose"),
+        statistic=content.get("statistic", "mean"),
     )
     _check(where, claim)
     return claim
@@ -280,6 +301,9 @@ def _bar(where: str, content: Any, bounded: bool = True) -> Bar:
         raise ContractError(f"{where}: {bar.title} has no usable bound: {bar.bound}")
     if bar.times != 1 and (not bar.minus or not 0 < bar.times < math.inf):
         raise ContractError(f"{where}: {bar.title}: times is above 0 and goes with minus")
+    counts = {len(listed(arms)) for arms in (bar.of, bar.minus, bar.over) if arms}
+    if len(counts) != 1 or 0 in counts:
+        raise ContractError(f"{where}: {bar.title} compares lists of arms that differ in length")
     if bar.minus and bar.over:
         raise ContractError(f"{where}: {bar.title} has minus and over; one of them")
     check_measure(bar.measure, where)
@@ -292,9 +316,13 @@ def _check(where: str, claim: Claim) -> None:
     """What makes a claim fit to be judged. Raises ContractError, UnknownName, BadValue."""
     if claim.tag not in TAGS:
         raise ContractError(f"{where}: {unknown('tag', claim.tag, TAGS)}")
-    seeds = claim.seeds
-    if not isinstance(seeds, list) or len(set(seeds)) != len(seeds) or len(seeds) < LEAST_SEEDS:
-        raise ContractError(f"{where}: seeds must be {LEAST_SEEDS} or more, all different: {seeds}")
+    seeds, statistic = claim.seeds, claim.statistic
+    if statistic not in LEAST_SEEDS:
+        raise ContractError(f"{where}: {unknown('statistic', str(statistic), LEAST_SEEDS)}")
+    least = LEAST_SEEDS[statistic]
+    if not isinstance(seeds, list) or len(set(seeds)) != len(seeds) or len(seeds) < least:
+        of = "" if statistic == "mean" else f" (statistic: {statistic})"
+        raise ContractError(f"{where}: seeds must be {least} or more{of}, all different: {seeds}")
     shared = set(seeds) & set(claim.calibrated_on)
     if shared:
         raise ContractError(f"{where}: settings were chosen on reported seeds {sorted(shared)}")

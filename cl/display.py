@@ -97,11 +97,12 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     """The table of a run and where its curves are."""
     out = console()
     m, cost = results["metrics"], results["cost"]
+    what = "score" if results["domain"] == "rl" else "accuracy"
     out.print()
     out.print(_table(results, out.width))
     finals = [
-        ("average accuracy", _number(m["average_accuracy"])),
-        ("average incremental accuracy", _number(m["average_incremental_accuracy"])),
+        (f"average {what}", _number(m["average_accuracy"])),
+        (f"average incremental {what}", _number(m["average_incremental_accuracy"])),
         ("forgetting", _number(m["forgetting"])),
         ("backward transfer", _number(m["backward_transfer"])),
     ]
@@ -113,18 +114,14 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     if m["min_acc"] is not None:
         finals += [("min-ACC", _number(m["min_acc"])), ("WC-ACC", _number(m["wc_acc"]))]
     if m["anytime_accuracy"] is not None:
-        finals.append(("anytime accuracy", _number(m["anytime_accuracy"])))
+        finals.append((f"anytime {what}", _number(m["anytime_accuracy"])))
     out.print("  ".join(f"{name} [bold]{value}[/]" for name, value in finals))
+    if results["domain"] == "rl":
+        out.print(_of_policies(m))
     if m.get("held_out"):
         now, before = _number(m["held_out"][-1]), _number(m["held_out_before"])
         out.print(f"held out [bold]{now}[/], before training {before}")
-    tokens = f"{cost['tokens_seen']:,} tokens, " if cost["tokens_seen"] else ""
-    out.print(
-        f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
-        f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, "
-        f"{tokens}"
-        f"{_bytes(cost['stored_bytes'])} stored between experiences"
-    )
+    out.print(_costs(cost))
     e = results.get("expected")
     if e is not None:
         out.print(
@@ -135,6 +132,28 @@ def show_results(results: dict, folder: str, out_folder: str) -> None:
     out.print()
     out.print(f"results  {folder}/results.json", soft_wrap=True)
     out.print(f"curves   tensorboard --logdir {out_folder}", soft_wrap=True)
+
+
+def _costs(cost: dict) -> str:
+    """What it took."""
+    more = {"tokens_seen": "tokens", "env_steps": "environment steps"}
+    counted = [f"{cost[key]:,} {name}, " for key, name in more.items() if cost.get(key)]
+    return (
+        f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
+        f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, {''.join(counted)}"
+        f"{_bytes(cost['stored_bytes'])} stored between experiences"
+    )
+
+
+def _of_policies(m: dict) -> str:
+    """Continual World's three numbers."""
+    named = {
+        "average performance": m["cw_average_performance"],
+        "forgetting": m["cw_forgetting"],
+        "forward transfer": m["cw_forward_transfer"],
+    }
+    shown = "  ".join(f"{name} [bold]{_number(value)}[/]" for name, value in named.items())
+    return f"Continual World: {shown}"
 
 
 def _table(results: dict, width: int) -> Table:

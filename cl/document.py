@@ -79,6 +79,7 @@ def by_experience(reported: dict[str, dict[int, float]], n: int) -> dict[str, li
 def description(stream: Stream) -> dict:
     """The `experiences` and `evals` of results.json."""
     names = stream.class_names
+    constants = stream.constants if stream.domain == "rl" else lambda e: {}
     experiences = [
         {
             "name": e.name,
@@ -96,6 +97,7 @@ def description(stream: Stream) -> dict:
             "n": len(e.test),
             "classes": [names[c] for c in e.classes],
             "chance": e.chance,
+            **constants(e),
         }
         for e in stream.evals
     ]

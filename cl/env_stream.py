@@ -101,6 +101,11 @@ class EnvStream(Stream):
         gives = self.gives | {"task_id_train", "task_id_test"}
         return replace(self, experiences=experiences, evals=evals, gives=gives)
 
+    def constants(self, e: Eval) -> dict[str, float]:
+        """The raw returns that an eval scores 0 and 1."""
+        task = self.tasks[int(e.test.column("x")[0])]
+        return {"random": float(task.random), "reference": float(task.reference)}
+
     def episodes(self, table: Table, task: int) -> np.random.Generator:
         """What decides the episodes of a test or validation table."""
         first = int(table.column("y")[0])

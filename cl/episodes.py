@@ -57,20 +57,20 @@ class EpisodeEvaluator(Evaluator):
         tags = [(j, "test") for j in group]
         if self._kind != "untrained":
             tags += [(j, "val") for j in group if evals[j].val is not None]
-        for (j, split), raw in self._returns(tags, sampled=False).items():
+        for (j, split), raw in self.returns(tags, sampled=False).items():
             score = loop.stream.tasks[self._task(j)].score(raw)
             getattr(scores, split)[j] = score
             if split == "test":
                 scores.counts[RAW][j] = raw
                 scores.no_within[j] = "a policy chooses among the same actions in every task"
         if self._kind == "experience":
-            for (j, _), raw in self._returns(tags[: len(group)], sampled=True).items():
+            for (j, _), raw in self.returns(tags[: len(group)], sampled=True).items():
                 scores.counts[SAMPLED][j] = raw
 
     def _task(self, j: int) -> int:
         return int(self.loop.stream.evals[j].test.column("x")[0])
 
-    def _returns(self, tags: list[tuple[int, str]], sampled: bool) -> dict:
+    def returns(self, tags: list[tuple[int, str]], sampled: bool) -> dict:
         """{(eval, split): mean undiscounted return of its episodes}."""
         loop = self.loop
         plays = [self._begin(tag) for tag in tags]

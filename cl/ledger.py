@@ -93,7 +93,8 @@ class Shown:
         _row(table, "null control", null, NULL[null.verdict])
         self.out.print(table)
         measure = self.claim.primary.measure.replace("_", " ")
-        self.out.print(f"{measure} of each arm:")
+        kind = "interquartile mean of " if self.claim.statistic == "iqm" else ""
+        self.out.print(f"{kind}{measure} of each arm:")
         for arm, estimate in judged.arms.items():
             members = dict.fromkeys(judged.chosen.member.get(arm, {}).values())
             settings = " ".join(m.removeprefix(arm) for m in members)

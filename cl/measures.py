@@ -29,8 +29,16 @@ METRICS = (
     *("backward_transfer", "zero_shot", "plasticity", "stability", "past_accuracy"),
     *("min_acc", "wc_acc", "prequential_accuracy", "prequential_area", "anytime_accuracy"),
     *("held_out", "held_out_before"),
+    # of environments (cl/rl_metrics.py)
+    *("cw_average_performance", "cw_forgetting", "cw_forward_transfer"),
+    *("coom_average_performance", "coom_forgetting", "fwt_gem", "fwt_cw"),
+    *("cora_isolated_forgetting", "cora_zero_shot_transfer"),
+    *("meal_forgetting_peak", "meal_forgetting_weighted", "meal_forward_transfer"),
 )
-COSTS = ("train_seconds", "samples_seen", "tokens_seen", "updates", "extra_updates", "stored_bytes")
+COSTS = (
+    *("train_seconds", "samples_seen", "tokens_seen", "env_steps", "updates", "extra_updates"),
+    "stored_bytes",
+)
 
 
 def within_accuracy(results: dict) -> float:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from cl import checkpoint, metrics
+from cl import checkpoint, metrics, rl_results
 from cl.config import show
 from cl.document import Document, by_experience, description, reasons
 from cl.errors import DataError
@@ -49,6 +49,8 @@ class Recorder:
         self.undefined: dict[str, str] = {}
         self.summary: tuple[dict, dict[str, str]] | None = None  # as of the last results
         self.steps: list[tuple[int, np.ndarray, int]] = []
+        self.env_steps: list[int] = []  # at each of these
+        self.alone: list[dict] | None = None  # by experience, of its task trained alone
         self.R: list[np.ndarray] = []  # rows["R"] with nan
         self.probes: dict[str, list] = {name: [] for name in recipe.probes}
         self.n_lines = 0
@@ -101,13 +103,17 @@ class Recorder:
             self.b = line["test"]
             return
         self.steps.append((line["experience"], _nan(line["test"]), line["updates"]))
+        self.env_steps.append(line["env_steps"])
         if line["kind"] != "experience":
             return
         for name, column in COLUMNS.items():
             self.rows[name].append(line[column])
         self.R.append(self.steps[-1][1])
-        for name, row in line["counts"].items():
-            self.counts.setdefault(name, []).append(row)
+        blank = [None] * len(line["test"])
+        for name in dict.fromkeys((*self.counts, *line["counts"])):
+            rows = self.counts.setdefault(name, [])
+            rows += [blank] * (len(self.R) - 1 - len(rows))  # of experiences that were not scored
+            rows.append(line["counts"].get(name, blank))
         for name, values in line["probes"].items():
             self.probes[name].append(values)
 
@@ -175,6 +181,7 @@ class Recorder:
             "R_within": self.rows["R_within"],
             "raw": self.counts or None,
             "prequential": loop.prequential.windows if stream.online else None,
+            **({"single_task": self.alone} if stream.domain == "rl" else {}),
             "metrics": summary,
             "undefined": undefined,
             "cost": self._cost(loop),
@@ -197,6 +204,8 @@ class Recorder:
             "raw": None if self.counts else f"{stream.score} is recorded as it is",
             "selection": None if recipe.selection else "no setting was chosen by a search",
         }
+        if stream.domain == "rl" and self.alone is None:
+            reasons["single_task"] = rl_results.NO_REFERENCES
         return {name: reason for name, reason in reasons.items() if reason is not None}
 
     def _same_stream(self) -> None:
@@ -223,7 +232,11 @@ class Recorder:
             windows=loop.prequential.windows,
             before=self.summary,
         )
-        return self.summary
+        if self.stream.domain != "rl":
+            return self.summary
+        at = [e.learned_at for e in evals]
+        recorded = at, _nan(self.b), self.steps, self.env_steps, len(self.R)
+        return rl_results.added(self.summary, recorded, self.alone)
 
     def _train_seconds(self, loop: Loop) -> float:
         """Since the run began, evaluation not counted."""

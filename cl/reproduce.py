@@ -158,13 +158,14 @@ def _document(claim: Claim, judgement: Judgement, seeds: list[int], over: dict) 
     """`verdict.json`."""
     picked = judgement.chosen
     results = picked.results
-    first = next(iter(results[claim.primary.of].values()))
+    first = next(iter(results[claim.primary.arms[0]].values()))
     return {
         "claim": claim.name,
         "digest": claim.digest,
         "paper": claim.paper,
         "reported": claim.reported,
         "tag": claim.tag,
+        "statistic": claim.statistic,
         "seeds": seeds,
         "changed": over,
         "verdict": judgement.verdict,
@@ -197,7 +198,7 @@ def _bar(judged: Judged) -> dict:
         "title": judged.bar.title,
         "bound": judged.bar.bound,
         "why": judged.bar.why,
-        "values": judged.values,
+        "values": judged.rows or judged.values,
         "mean": judged.estimate.mean,
         "interval": [_finite(judged.estimate.low), _finite(judged.estimate.high)],
         "verdict": judged.verdict,

@@ -5,7 +5,8 @@ name of its source; values of two names never share a column. Pure functions of 
 
 p_w      score of the task of window w; a stream that repeats a task has a window per visit, and
          these count as tasks of their own, as CW20 does with ten tasks twice
-final    mean of the last `last` evaluations of the run, all from the last window
+final    mean of the last `last` evaluations of the run, all from the last window: five in CW's
+         metrics, ten in COOM's forgetting and MEAL's
 at end   the same for w's own window
 AUC      mean over a window of its task's score, clipped to [0, 1] there and nowhere else; an
          evaluation stands for the steps since the one before it
@@ -96,12 +97,12 @@ def normalised_return(raw, random: float, reference: float) -> np.ndarray:
 
 
 def cw_average_performance(c: Course, last: int = LAST_CW) -> Value:
-    """P = mean over windows of their task's final value: how good the last policy is."""
+    """P = mean over windows of their task's final value (of the last five evaluations)."""
     return _mean([c.end_of(len(c.ends) - 1, task, last) for task in c.order])
 
 
 def cw_forgetting_each(c: Course, last: int = LAST_CW) -> list[Value]:
-    """F_w = score at the end of window w - final score; 0 for the last one."""
+    """F_w = score at the end of window w - final score, both of five evaluations; last: 0."""
     return _drops(c, last)
 
 
@@ -138,7 +139,10 @@ def coom_average_performance(c: Course) -> Value:
 
 
 def coom_forgetting(c: Course, last: int = LAST_COOM) -> Value:
-    """Mean of (score at the end of window w - final score) over all windows but the last."""
+    """Mean of (score at the end of window w - final score) over all windows but the last.
+
+    Both are means of ten evaluations.
+    """
     return _mean(_drops(c, last)[:-1])
 
 
@@ -173,7 +177,7 @@ def cora_zero_shot_transfer(c: Course) -> Value:
 
 
 def meal_forgetting_peak(c: Course, last: int = LAST_MEAL) -> Value:
-    """Mean over windows of max(0, best score of the task at any time - final score)."""
+    """Mean over windows of max(0, best score of the task at any time - final one, of ten)."""
     final = [c.end_of(len(c.ends) - 1, task, last) for task in c.order]
     best = [_number(np.fmax.reduce(c.p[:, task], initial=-np.inf)) for task in c.order]
     pairs = zip(best, final)

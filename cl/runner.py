@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cl import objectives
+from cl import objectives, references
 from cl.board import Board
 from cl.display import Display, header
 from cl.errors import BadValue, ClError, DataError, RunError
@@ -147,6 +148,8 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         device=device,
     )
     _check_training(recipe, stream, loop)
+    if recipe.eval.references:
+        references.check(request, stream)
     for name in recipe.probes:
         loop.attach(name)
     folder = resume_in or run_folder(recipe)
@@ -154,7 +157,26 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         prepare(folder, Path(recipe.out))
     with locked(folder):
         recorder = Recorder(folder, recipe, stream)
+        if not (folder / "recipe.yaml").is_file():
+            recorder.write_recipe()
+        if recipe.eval.references:
+            recorder.alone = _alone(request, recorder, progress)
         return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
+
+
+def _alone(request: Request, recorder: Recorder, progress: bool) -> list[dict]:
+    """What each experience's task scores alone; if stopped, the run itself is gone on with."""
+
+    def one(alone: Request, folder: Path) -> None:
+        execute(alone, progress=progress, resume_in=folder)
+
+    try:
+        found = references.of(request, recorder.recipe, recorder.stream, one)
+    except BaseException as stop:
+        stop.run_folder = recorder.folder
+        raise
+    recorder.started = time.perf_counter()  # they are no cost of this run
+    return found
 
 
 def _run_recorded(
@@ -163,9 +185,7 @@ def _run_recorded(
     recipe = recorder.recipe
     resumable = resuming and loop.restarts is None
     start = recorder.restore(loop) if resumable else 0
-    if not resuming:
-        recorder.write_recipe()
-    elif start == 0:
+    if resuming and start == 0:
         clear(folder)
     recorder.board = Board(folder, hparams(recipe))
     if progress:

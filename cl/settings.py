@@ -74,11 +74,14 @@ class Eval:
         every       evaluate after every so many updates too [updates]
         past        past evals that are scored: all, own (none), sample:K (K drawn each time)
         batch_size  rows per forward pass [rows]
+        references  environments: before the run, train each task alone in the same way, once for
+                    all runs in `out`; forward transfer is measured against it
     """
 
     every: Annotated[int, Range(min=1)] | None = None
     past: Annotated[str, annotated_types.Predicate(_is_past_mode)] = "all"
     batch_size: Annotated[int, Range(min=1)] = 256
+    references: bool = False
 
 
 @dataclass(frozen=True)

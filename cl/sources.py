@@ -17,11 +17,15 @@ SHOWS = {
 }
 
 
-def source_hash(stream: str, strategy: str) -> str:
-    """Eight characters over the sources of cl, of the stream and of the strategies `a+b`."""
-    stream_entry = find("streams", stream)
-    files = {stream_entry.path, *(find("strategies", s).path for s in strategy.split("+"))}
-    files |= set(stream_entry.path.parent.glob("_*.py"))
+def source_hash(stream: str | None, strategy: str) -> str:
+    """Eight characters over the sources of cl, of the stream and of the strategies `a+b`.
+
+    stream: None for a Python object, whose sources are the caller's.
+    """
+    files = {find("strategies", s).path for s in strategy.split("+")}
+    if stream is not None:
+        path = find("streams", stream).path
+        files |= {path, *path.parent.glob("_*.py")}
     own = hashlib.sha256(b"".join(sorted(path.read_bytes() for path in files))).hexdigest()
     return hashlib.sha256((_of_cl() + own).encode()).hexdigest()[:8]
 

@@ -89,21 +89,35 @@ class Toolbox:
                 made = made()
                 for name, hook in hooks_of(made).items():
                     self.hooks[name] += (hook,)
+            self._check_probe(probe, made)
             self.probes[probe] = made
         return self.probes[probe]
+
+    def _check_probe(self, name: str, made: object) -> None:
+        """Raises BadValue for one that this run has nothing for."""
+        domains = getattr(made, "domains", None) or (self.stream.domain,)
+        if self.stream.domain not in domains:
+            raise BadValue(
+                f"probe {name} is made for streams of the domain {' and '.join(domains)}; "
+                f"{self.stream.name} is of the domain {self.stream.domain}"
+            )
+        if hasattr(made, "check"):
+            made.check(self)
 
     def measure(self, probe: str) -> dict[str, float]:
         """A probe's numbers for the model as it is; changes nothing.
 
         One with a history gets the loop. Any other gets the model and the experience with up to
         PROBE_ROWS of its training rows as `train`, spread evenly, their x prepared as the model
-        gets it.
+        gets it; where a policy has not met anything yet, it says nothing.
         """
         found = self.attach(probe)
         with frozen(self.model):
             if hasattr(found, "measure"):
                 return found.measure(self)
             own = self.experience.train if self.stream.domain != "rl" else self.shown
+            if own is None:
+                return {}
             experience = replace(self.experience, train=self.probed(own))
             return found(self.model, experience)
 

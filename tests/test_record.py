@@ -82,6 +82,7 @@ COST = [
     "extra_updates",
     "samples_seen",
     "tokens_seen",
+    "env_steps",
     "peak_memory_bytes",
     "trained_parameters",
     "total_parameters",

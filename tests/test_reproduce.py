@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from cl.claims import Bar, claims, load, located
+from cl.claims import Bar, claims, listed, load, located
 from cl.cli import main
 from cl.errors import BadValue, ContractError, DataError, UnknownName
 from cl.ledger import Shown
@@ -222,7 +222,8 @@ def test_a_claim_with_its_labels_swapped_is_never_reproduced(name, monkeypatch):
         for _ in range(20):
             base = rng.uniform(0.2, 0.4, 5)
             own = base * 10 ** (-gain) if bar.over else base + gain
-            scores = {bar.of: own + rng.normal(0, 0.01, 5), (bar.minus or bar.over): base}
+            scores = {arm: own + rng.normal(0, 0.01, 5) for arm in listed(bar.of)}
+            scores |= dict.fromkeys(listed(bar.minus or bar.over), base)
             found = {
                 arm: {
                     s: {"strategy": arm, "seed": s, "metrics": {bar.measure: v}, "cost": {}}

@@ -20,6 +20,9 @@ strategies, in evaluation mode, without gradients, with random state put back. I
 that nothing else notices). A strategy may read it, too: `loop.attach(name)` in `before_training`,
 `loop.measure(name)` later.
 
+`domains = ("vision", "rl")`, an attribute of either form, are those that it is made for; a class
+may have `check(loop)`, which refuses (BadValue) what it can't measure. Both before training.
+
 A probe may also have `figure(values) -> matplotlib Figure` (an attribute of the function, a static
 method of the class): TensorBoard then shows it as the image `probe/NAME`, and of the values only
 those without a slash in their name as scalars.

@@ -9,10 +9,13 @@ Unit    [1], share of units: `layer_k` of one layer (dormant), `all` of all laye
 Range   0 to 1; growth over a stream is a sign of lost plasticity
 Layers  what the backbone's `layers` hand on, after the nonlinearity: hidden layers of mlp,
         channels of small_cnn, block outputs of resnet20 (its stem and the units inside a block
-        are not looked at). A model without `layers`: its features, as layer 0
+        are not looked at). A model without `layers`: its features, as layer 0. Of an actor and a
+        critic with layers of their own `layer_k` are the actor's, `critic_k` the critic's
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -25,10 +28,15 @@ TAU = 0.025
 @register
 def dormant_units(model: nn.Module, experience) -> dict[str, float]:
     """{"layer_k": dormant share, ..., "all": dormant share, "dead": dead share}."""
-    sizes = [size(h) for h in activations(model, experience.train.column("x"))]
+    x = experience.train.column("x")
+    if isinstance(next(iter(_layers(model)), None), nn.ModuleDict):
+        layers = towers(model, x)
+    else:
+        layers = {f"layer_{k}": h for k, h in enumerate(activations(model, x))}
+    sizes = [size(h) for h in layers.values()]
     dormant = [scores(h) <= TAU for h in sizes]
     n = sum(len(h) for h in sizes)
-    found = {f"layer_{k}": layer.double().mean().item() for k, layer in enumerate(dormant)}
+    found = {k: layer.double().mean().item() for k, layer in zip(layers, dormant, strict=True)}
     found["all"] = sum(layer.sum().item() for layer in dormant) / n
     found["dead"] = sum((h == 0).sum().item() for h in sizes) / n
     return found
@@ -40,18 +48,41 @@ def activations(model: nn.Module, x: Tensor) -> list[Tensor]:
         raise BadValue(
             f"probe dormant_units needs a model with features(x), not {type(model).__name__}"
         )
-    found: dict[int, Tensor] = {}
-    layers = getattr(getattr(model, "backbone", None), "layers", [None])
+    after = dict(enumerate(_layers(model)[1:]))
+    found, features = caught(after, lambda: model.features(x))
+    return [*(found[k] for k in sorted(found)), features]
+
+
+def towers(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The same of an actor and a critic side by side, by name."""
+    names = {"actor": "layer", "critic": "critic"}
+    after = {
+        f"{names[side]}_{k}": module
+        for side in names
+        for k, module in enumerate(layer[side] for layer in _layers(model)[1:])
+    }
+    last = len(_layers(model)) - 1
+    after |= {f"layer_{last}": model.policy, f"critic_{last}": model.value}
+    found, _ = caught(after, lambda: model.outputs(x))
+    return {name: found[name] for name in sorted(found, key=lambda n: (n[0] == "c", n))}
+
+
+def caught(modules: dict, run: Callable) -> tuple[dict, object]:
+    """What reaches modules while something is run, by the modules' names, and what it returns."""
+    found: dict = {}
     handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, k=k: found.update({k: inputs[0]}))
-        for k, layer in enumerate(list(layers)[1:])
+        module.register_forward_pre_hook(lambda _, inputs, k=k: found.update({k: inputs[0]}))
+        for k, module in modules.items()
     ]
     try:
-        features = model.features(x)
+        return found, run()
     finally:
         for handle in handles:
             handle.remove()
-    return [*(found[k] for k in sorted(found)), features]
+
+
+def _layers(model: nn.Module) -> list:
+    return list(getattr(getattr(model, "backbone", None), "layers", [None]))
 
 
 def size(h: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ PROMPTS, ANSWERS, FISHER = 32, 8, 64
 class FisherRisk:
     """F: sum over earlier tasks; tasks: how many; values: those of the experience's start."""
 
+    domains = ("vision", "llm")
+
     def __init__(self):
         self.F = {}
         self.tasks = 0

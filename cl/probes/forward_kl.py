@@ -7,11 +7,13 @@ Maths   pi_0: the model before the first update.  KL = E_x KL(pi_0(.|x) || pi(.|
         vocabulary, answers y sampled once at temperature 1;  reverse: pi and pi_0 exchanged, on
         answers of pi drawn after every experience
         classifiers: exact over the classes that both have, each renormalised to them
+        policies: exact, on observations lately met; of old tasks on those of its experience's end
 Unit    [nats per answer]; `*_per_token` [nats per token]
 Range   0 or more; 0 before training. `new`: evals that the experience teaches, `old`: those taught
         before it alone, `by/<eval>`: each; `reverse_new`
 Rows    up to 64 validation prompts of an eval, else training prompts; classifiers: up to 512
         training rows; never test rows
+        policies: up to 512 observations
 Departs Old inputs and the reverse direction besides. A snapshot of pi_0 is kept by the probe and
         not counted as stored by the strategy
 """
@@ -22,8 +24,10 @@ from functools import partial
 from statistics import fmean
 
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
+from cl.errors import BadValue
+from cl.objectives._actions import distance
 from cl.objectives._tokens import full_kl
 from cl.probes import _looks as looks
 from cl.registry import register
@@ -32,11 +36,18 @@ from cl.sampling import Rollout
 
 @register
 class ForwardKL:
-    """start: the model that the stream began with; drawn: {eval: its answers} (text)."""
+    """start: the model that the stream began with; drawn: {eval: its answers} (text); met: {eval:
+    observations} (policies)."""
 
     def __init__(self):
         self.start = None
         self.drawn = {}
+        self.met = {}
+
+    def check(self, loop) -> None:
+        """Raises BadValue for action values, which are no policy."""
+        if loop.objective.name == "dqn":
+            raise BadValue("probe forward_kl needs a policy; objective=dqn learns action values")
 
     def before_training_exp(self, loop):
         """Before the first update: keep the model."""
@@ -47,6 +58,8 @@ class ForwardKL:
         """By eval, and means over new and over old ones."""
         new, old = looks.taught(loop)
         text, values = looks.is_text(loop), {}
+        if loop.stream.domain == "rl":
+            return self._of_policy(loop, new, old)
         for kind, evals in (("old", old), ("new", new)):
             found = []
             for e in evals:
@@ -75,6 +88,23 @@ class ForwardKL:
             found |= {"reverse_new": answer, "reverse_new_per_token": token}
         return found
 
+    def _of_policy(self, loop, new, old) -> dict[str, float]:
+        if loop.shown is not None:
+            x = looks.spread(loop.shown, looks.ROWS).column("x")
+            self.met |= {e.name: x for e in new}
+        values = {}
+        for kind, evals in (("old", old), ("new", new)):
+            kept = {e.name: self.met[e.name] for e in evals if e.name in self.met}
+            if not kept:
+                continue
+            found = {name: drift(self.start, loop.model, x) for name, x in kept.items()}
+            values |= {f"by/{name}": value for name, value in found.items()}
+            values[kind] = fmean(found.values())
+            if kind == "new":
+                back = fmean(drift(loop.model, self.start, x) for x in kept.values())
+                values["reverse_new"] = back
+        return values
+
     def _of_classes(self, loop, e, table, kind: str) -> dict[str, float]:
         base, now = (looks.class_logits(loop, m, table) for m in (self.start, loop.model))
         width = min(base.shape[1], now.shape[1])
@@ -86,6 +116,11 @@ class ForwardKL:
     def figure(values: dict[str, float]) -> Figure:
         """A bar per eval, in order of learning."""
         return bars({k[3:]: v for k, v in values.items() if k.startswith("by/")})
+
+
+def drift(base: nn.Module, now: nn.Module, x: Tensor) -> float:
+    """Mean over observations of KL(base || now), both policies."""
+    return distance(base(x), now(x), base.log_std, now.log_std).mean().item()
 
 
 def mean_kl(logits: Tensor, other: Tensor) -> float:

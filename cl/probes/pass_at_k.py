@@ -29,6 +29,8 @@ N, KS = 16, (1, 8)
 class PassAtK:
     """It has no state: answers are drawn anew from the same random numbers."""
 
+    domains = ("vision", "llm")
+
     def measure(self, loop) -> dict[str, float]:
         """By eval, and means over those learned and those ahead."""
         values, means = {}, {}
