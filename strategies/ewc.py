@@ -30,10 +30,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 
 from cl.config import Range
-from cl.importance import accumulated, grown, quadratic, sensitivity, values
+from cl.importance import accumulated, grown, log_likelihood, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -66,12 +65,8 @@ class EWC(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
         rng = loop.rng("ewc.fisher")
-
-        def log_likelihood(logits, y, task_id):
-            return -F.cross_entropy(loop.restricted(logits, task_id), y, reduction="sum")
-
         drawn = self.fisher == "sampled"
-        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood, 2, drawn=drawn)
+        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood(loop), 2, drawn=drawn)
         if self.F is None:
             self.F, self.mean, self.offset = {}, {}, torch.zeros((), device=loop.device)
         self.F, self.mean, more = folded(self.F, self.mean, fisher, values(loop.model))

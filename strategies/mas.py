@@ -55,7 +55,7 @@ class MAS(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
 
-        def squared_norm(logits, y, task_id):
+        def squared_norm(logits, y, task_id, *_):
             own = loop.restricted(logits, task_id)  # -inf outside the row's task
             return own.masked_fill(own.isinf(), 0).square().sum()
 

@@ -28,10 +28,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch.nn.functional as F
-
 from cl.config import Range
-from cl.importance import accumulated, quadratic, sensitivity, values
+from cl.importance import accumulated, log_likelihood, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -67,12 +65,8 @@ class OnlineEWC(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
         rng = loop.rng("online_ewc.fisher")
-
-        def log_likelihood(logits, y, task_id):
-            return -F.cross_entropy(loop.restricted(logits, task_id), y, reduction="sum")
-
         drawn = self.fisher == "sampled"
-        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood, 2, drawn=drawn)
+        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood(loop), 2, drawn=drawn)
         fisher = of_mean_one(fisher) if self.normalise else fisher
         self.F, self.theta = accumulated(self.F, fisher, self.gamma), values(loop.model)
 

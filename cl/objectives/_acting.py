@@ -34,6 +34,7 @@ class Acting:
     """An objective whose policy learns in environments."""
 
     domains = ("rl",)
+    values_actions = False  # scores are values, not logits or means
     name: str
 
     def __init__(self):
