@@ -135,6 +135,7 @@ class DQN(Acting):
 
     def begin(self, loop: Loop) -> None:
         """What is kept and what is reset at an experience's start."""
+        self.forget()
         self.target = loop.snapshot()
         if self.buffer == "reset":
             self.held, self.stored = {}, 0
