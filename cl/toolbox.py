@@ -121,6 +121,8 @@ class Toolbox:
             if hasattr(found, "measure"):
                 return found.measure(self)
             own = self.experience.train if self.stream.domain != "rl" else self.shown
+            if own is None:  # nothing has been met, as in an experience that is waited through
+                return {}
             experience = replace(self.experience, train=self.probed(own))
             return found(self.model, experience)
 
