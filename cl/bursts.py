@@ -69,6 +69,11 @@ class Bursts(Strategy):
                 f"{self.own} can't run beside another library's plug-ins, whose loaders do not "
                 "tell which rows a batch holds"
             )
+        if hasattr(loop.objective, "rows") and not loop.acts:
+            raise BadValue(
+                f"{self.own} tunes on stored rows, {loop.objective.name} learns from what the "
+                "policy does itself: take it with sft"
+            )
         if loop.valued:
             raise BadValue(
                 f"{self.own} tunes policies on what they have said, objective="

@@ -114,14 +114,14 @@ class Toolbox:
 
         One with a history gets the loop. Any other gets the model and the experience with up to
         PROBE_ROWS of its training rows as `train`, spread evenly, their x prepared as the model
-        gets it.
+        gets it; where a policy has not met anything yet, it says nothing.
         """
         found = self.attach(probe)
         with frozen(self.model):
             if hasattr(found, "measure"):
                 return found.measure(self)
             own = self.experience.train if self.stream.domain != "rl" else self.shown
-            if own is None:  # nothing has been met, as in an experience that is waited through
+            if own is None:
                 return {}
             experience = replace(self.experience, train=self.probed(own))
             return found(self.model, experience)

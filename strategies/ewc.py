@@ -18,7 +18,9 @@ Departs   F of parameters that are trained at the experience's end, the growing 
           F in evaluation mode, without augmentation (the paper does not say); fisher=true is the
           empirical Fisher, fisher=sampled one draw of y from the model per row. Text: p(y|x) is
           p(response | prompt), its log the sum over the response's tokens; a row is a prompt with
-          its gold response, or, sampled, with an answer of the model's (one row at a time)
+          its gold response, or, sampled, with an answer of the model's (one row at a time).
+          Policies: rows are the latest observations with the actions taken there, at most 4,096; a
+          critic of its own is free, as in Continual World; dqn: (dQ(s, a) / d theta)^2
 Parameters
     lam             pull towards old weights; 0 is naive [1]
     fisher          labels, or responses, in F: true (the data's) or sampled (drawn from the model)

@@ -15,7 +15,8 @@ Departs   the paper pulls a knowledge base while an active column is distilled i
           the penalty is added to the loss of learning itself; lam is not in eq. 8 (there it
           is 1); normalise=false, while the paper would have tasks count equally (true divides
           each F by its mean over all weights); new head rows are free; F in evaluation mode,
-          without augmentation; fisher=true is the empirical Fisher. Text: as `cl describe ewc`
+          without augmentation; fisher=true is the empirical Fisher. Text and policies: as `cl
+          describe ewc`
 Parameters
     lam             pull towards the latest weights; 0 is naive [1]
     gamma           share of the past Fisher that is kept per experience; 1 keeps all [1]
