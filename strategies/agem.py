@@ -32,6 +32,7 @@ import torch.nn.functional as F
 
 from cl.cloned import distance, said
 from cl.config import Range
+from cl.models.policy import PolicyModel
 from cl.objectives._actions import cloning_loss
 from cl.registry import register
 from cl.strategy import Strategy
@@ -84,7 +85,7 @@ class AGEM(Strategy):
         self._buffer(loop).add(rows, rng)
 
     def _buffer(self, loop):
-        policy = "reservoir" if loop.stream.domain == "rl" else "class_balanced"
+        policy = "reservoir" if isinstance(loop.model, PolicyModel) else "class_balanced"
         return loop.buffer("agem", self.size, policy)
 
 
@@ -104,7 +105,7 @@ def memory_gradient(loop, rows):
         output = loop.model(loop.augmented(rows["x"]))
         if "scores" in rows:
             loss = distance(loop, output, rows)
-        elif loop.stream.domain == "rl":
+        elif isinstance(loop.model, PolicyModel):
             loss = cloning_loss(output, rows["y"], loop.model.log_std)
         else:
             output = loop.restricted(output, rows.get("task_label"))

@@ -889,3 +889,14 @@ def test_plasticity_methods_move_policies_towards_where_they_began(name):
         assert distances[3] < 0.5 * distances[1]
     else:  # another draw, of the same size
         assert distances[3] > 0.5 * float(start.norm()) and distances[2] == distances[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cloning_replay", "packnet", "replay"])
+def test_what_protects_keeps_the_first_task_that_naive_unlearns(name, tmp_path):
+    settings = {"stream": {"task_labels": True, "n_test": 10, "n_val": 0}, "seed": 100}
+    settings |= {"objective": "cloning", "eval.every": None, "out": str(tmp_path)}
+    naive = cl.run("cartpole_actions", "naive", **settings).R
+    kept = cl.run("cartpole_actions", name, **settings).R
+    assert naive[0][0] > 0.8 and naive[1][0] < 0.2
+    assert kept[1][0] > naive[1][0] + 0.4
