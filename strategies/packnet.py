@@ -136,7 +136,7 @@ class PackNet(Strategy):
         rows = {label: batch.task_label == label for label in batch.task_label.unique().tolist()}
         views = {label: self._view(loop, label) for label in rows}
         found = {k: functional_call(loop.model, views[k], (batch.x[at],)) for k, at in rows.items()}
-        n = max(scores.shape[1] for scores in found.values())  # heads that have grown since
+        n = max(loop.seen_classes, *(scores.shape[1] for scores in found.values()))
         whole = batch.x.new_full((len(batch.x), n), float("-inf"))
         for label, scores in found.items():
             whole[rows[label], : scores.shape[1]] = scores.to(whole)
