@@ -131,7 +131,7 @@ class View(Toolbox):
     train_epochs, train_mb_size = _of_theirs("train_epochs"), _of_theirs("train_mb_size")
     eval_mb_size, _criterion = _of_theirs("eval_mb_size"), _of_theirs("_criterion")
     mb_task_id, mb_share, mb_part = None, 1.0, (0, 1)
-    rollouts = None  # their templates learn from labels
+    rollouts = objective = None  # their templates learn from labels by a criterion
 
     def __init__(self, strategy: Strategy, seed: int):
         self.template = self.experience = None

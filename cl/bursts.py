@@ -4,6 +4,9 @@ A burst leaves no trace but the chosen weights (and batch-norm statistics, if th
 the rest of the model, the main optimizer, gradients, modes, `loop.mb_*` and every other
 component's random draws are as before. `Bursts` is what strategies that use them share: where the
 rows come from, and which modules are tuned.
+
+A policy that learns from its own steps has no rows with labels: what it says at an experience's end
+on the observations that it has met is stored instead, and a burst lowers the distance to that.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from cl.cloned import distance as distance_to_said
+from cl.cloned import said
 from cl.errors import BadValue, NonFinite
 from cl.models.selection import Module, at_random, by_score, select
 from cl.registry import name_of
@@ -64,10 +69,15 @@ class Bursts(Strategy):
                 f"{self.own} can't run beside another library's plug-ins, whose loaders do not "
                 "tell which rows a batch holds"
             )
-        if hasattr(loop.objective, "rows"):
+        if hasattr(loop.objective, "rows") and not loop.acts:
             raise BadValue(
                 f"{self.own} tunes on stored rows, {loop.objective.name} learns from what the "
                 "policy does itself: take it with sft"
+            )
+        if loop.valued:
+            raise BadValue(
+                f"{self.own} tunes policies on what they have said, objective="
+                f"{loop.objective.name} has values of actions; give ppo or cloning"
             )
         try:
             named = select(loop.model, self.modules)
@@ -106,16 +116,24 @@ class Bursts(Strategy):
     def after_training_iteration(self, loop: Loop) -> None:
         """Without another strategy's buffer: offer each row once, in the first epoch."""
         z, self.z = self.z, []
-        if not self.active or self._is_shared(loop) or loop.clock.train_exp_epochs > 0:
+        if not self.active or loop.acts:
+            return
+        if self._is_shared(loop) or loop.clock.train_exp_epochs > 0:
             return
         rows = loop.adapted_dataset.rows(loop.mb_index)
         self._offer(loop, {**rows, "logits": torch.cat(z)} if z else rows)
 
     def after_training_exp(self, loop: Loop) -> None:
-        """Rows of an experience without gradient training; the choice by sensitivity."""
+        """A policy's rows, or those of an experience without gradient training; the choice by
+        sensitivity."""
         if not self.active:
             return
-        if loop.adapted_dataset is None and not self._is_shared(loop):
+        if loop.acts:
+            shared, rng = self._is_shared(loop), loop.rng(f"{self.own}.store")
+            rows = None if shared else said(loop, None, rng)
+            if rows is not None:
+                self._offer(loop, rows)
+        elif loop.adapted_dataset is None and not self._is_shared(loop):
             data = loop.experience.train
             rows = {name: data.column(name) for name in data.columns}
             self._offer(loop, {**rows, "logits": logits_of(loop, rows)} if self.lam else rows)
@@ -200,8 +218,11 @@ class _Burst:
             k: column[index.to(column.device)].to(loop.device) for k, column in self.rows.items()
         }
         z = rows.pop("logits", None)
-        loop.objective.load(loop, rows)
         loop.samples_seen += len(index)
+        if "scores" in rows:
+            with loop.autocast():
+                return distance_to_said(loop, loop.model(rows["x"]), rows)
+        loop.objective.load(loop, rows)
         with loop.autocast():
             loop.mb_output = loop.objective.forward(loop)
             loss = loop.objective.loss(loop)

@@ -43,6 +43,12 @@ SMALL_TEXT = {
     "train.updates": 2,
     "train.batch_size": 16,
 }
+ACTS = "cartpole_actions"  # for what needs environments
+SMALL_ACTS = {
+    "stream": {"steps": 256, "n_test": 2, "n_val": 0},
+    "objective": {"n_envs": 4, "n_steps": 32, "passes": 1},
+    "train.batch_size": 64,
+}
 
 
 def check(name: str) -> Iterator[Finding]:
@@ -100,10 +106,9 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
     yield True, "claims", ", ".join(claims) or "none"
     check_state([strategy])
     yield True, "state can be checkpointed", ", ".join(vars(strategy)) or "none"
-    for_text = "vision" not in (kind.domains or ("vision",))
-    stream, small = (TEXT, SMALL_TEXT) if for_text else (STREAM, SMALL)
+    stream, settings = _fitting(strategy)
     with tempfile.TemporaryDirectory() as out:
-        settings = {**small, "out": out}
+        settings["out"] = out
         if "pretraining" in kind.needs:
             settings["model.from"] = cl.run(stream, "naive", **settings).dir
         first = cl.run(stream, entry.name, **settings)
@@ -118,6 +123,17 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
         yield _resumed(first, kept)
         alone = {**settings, "eval.batch_size": 1}
         yield _batching(first, cl.run(stream, entry.name, **alone))
+
+
+def _fitting(strategy: Strategy) -> tuple[str, dict]:
+    """A stream that a strategy is for, and settings that make it short."""
+    domains = type(strategy).domains or ("vision",)
+    stream, small = STREAM, dict(SMALL)
+    if "vision" not in domains:
+        stream, small = (TEXT, dict(SMALL_TEXT)) if "llm" in domains else (ACTS, dict(SMALL_ACTS))
+    if "task_id_test" in strategy.needs:
+        small["stream.task_labels"] = True
+    return stream, small
 
 
 def _probe(entry: Entry) -> Iterator[Finding]:

@@ -6,6 +6,10 @@ have importance zero and are free.
 
 A row of a text stream is a prompt with one response of T tokens, and its logits are the T that
 predict them: log p(y|x) is log p(response | prompt), the sum over the response's tokens.
+
+A row of environments is an observation and the action taken there; a Gaussian policy's spread is a
+parameter as others are. Where a network values actions, Q(s, a) stands for log p(a|s): the square
+of its gradient is the Fisher information of a Gaussian with spread 1 around the value.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from cl.errors import RunError
+from cl.models.policy import PolicyModel
+from cl.objectives import _actions
 from cl.seeding import global_state, restore_globals
 from cl.toolbox import FEATURE_BATCH
 
@@ -68,6 +75,20 @@ def sensitivity(
     return mean_gradient(loop.model, rows, value, power)
 
 
+def log_likelihood(loop: Loop) -> Callable[..., Tensor]:
+    """What `sensitivity` takes as value for a Fisher: log p(y|x) of one row, among its task's
+    classes where task labels are given; Q(s, a) where actions are valued."""
+
+    def value(scores: Tensor, y: Tensor, task_id: Tensor | None, log_std: Tensor | None = None):
+        if loop.valued:
+            return scores.gather(-1, y[:, None]).sum()
+        if log_std is not None:
+            return _actions.logp(scores, y, log_std).sum()
+        return -F.cross_entropy(loop.restricted(scores, task_id), y, reduction="sum")
+
+    return value
+
+
 def chosen(loop: Loop, n: int | None, rng: torch.Generator) -> Tensor:
     """Positions of n random rows of what is trained on, in order; of all for None."""
     table = loop.shown
@@ -89,8 +110,13 @@ def evaluation_rows(loop: Loop, n: int | None, rng: torch.Generator) -> Iterator
 
 
 def with_drawn_labels(loop: Loop, rows: Iterator[Rows], rng: torch.Generator) -> Iterator[Rows]:
-    """The same rows, their labels drawn from the model's softmax."""
+    """The same rows, their labels drawn from the model's softmax, or actions from its policy."""
     for x, _, task_id in rows:
+        if isinstance(loop.model, PolicyModel):
+            noise = _actions.noise(loop.model.actions, (len(x),), rng, x.device)
+            with torch.no_grad():
+                yield x, _actions.draw(loop.model(x), noise, loop.model.log_std), task_id
+            continue
         with torch.no_grad():
             p = loop.restricted(loop.model(x), task_id).softmax(1)  # [B, C]
         y = torch.multinomial(p.float().cpu(), 1, generator=rng)[:, 0]
@@ -158,8 +184,9 @@ def mean_gradient(
 ) -> Named:
     """Mean over rows of |d value(f(x), y, task label) / d theta|^power, theta what is trained.
 
-    value: maps logits [1, C], y [1] and task label [1] (or None) of one row to a scalar. `.grad`,
-    modes, batch-norm statistics and the global generators stay as they are.
+    value: maps logits [1, C], y [1] and task label [1] (or None) of one row to a scalar, and
+    log_std [A] where the model is a Gaussian policy. `.grad`, modes, batch-norm statistics and the
+    global generators stay as they are.
     """
     theta = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     rest = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
@@ -167,7 +194,8 @@ def mean_gradient(
 
     def of_row(theta, x, y, task_id=None):
         logits = functional_call(model, (theta, rest), (x[None],))
-        return value(logits, y[None], None if task_id is None else task_id[None])
+        spread = [named["log_std"] for named in (theta, rest) if "log_std" in named]
+        return value(logits, y[None], None if task_id is None else task_id[None], *spread)
 
     total = {name: torch.zeros_like(p) for name, p in theta.items()}
     n, chunk = 0, max(1, AT_ONCE // max(1, sum(p.numel() for p in theta.values())))

@@ -46,11 +46,28 @@ class Toolbox:
         return self.stream.seen_classes(index - 1) if index else 0
 
     @property
+    def acts(self) -> bool:
+        """Whether a policy's own steps in environments are learned from, instead of rows."""
+        return hasattr(self.objective, "visited")
+
+    @property
+    def valued(self) -> bool:
+        """Whether the model's scores are values of actions."""
+        return getattr(self.objective, "values_actions", False)
+
+    @property
     def shown(self) -> Table | None:
         """Rows x, y of what is learned from: the adapted data, or, where a policy acts in
         environments, what it has lately met and done there."""
-        own = getattr(self.objective, "visited", None)
-        return self.adapted_dataset if own is None else own(self)
+        return self.objective.visited(self) if self.acts else self.adapted_dataset
+
+    @property
+    def storable(self) -> Table | None:
+        """The experience's rows as `append_rows` takes them; None where steps must be its own."""
+        own = getattr(self.objective, "storable", None)
+        if own is not None:
+            return own(self)
+        return None if self.acts else self.experience.train
 
     def append_rows(self, rows: dict[str, Tensor]) -> None:
         """Add raw rows (as a buffer draws them) to this micro-batch, augmented like its own."""

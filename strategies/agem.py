@@ -15,6 +15,9 @@ Departs   memory: equal shares per class of `size` rows, rebalanced as classes c
           before train.clip, and momentum and weight decay come after it (the paper: plain SGD).
           As in the authors' code the memory passes in training mode, before the batch: its
           batch-norm statistics and running averages, its dropout, augmented afresh
+          Environments: with ppo and dqn the memory holds what the policy at each experience's end
+          says on its latest observations, and its loss is the distance to that, as `cl describe
+          cloning_replay` has it; with cloning that of the demonstrations. Both are a reservoir
 Parameters
     size        exemplars stored in all [rows]
     batch_size  exemplars in each reference gradient [rows]
@@ -27,7 +30,10 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 
+from cl.cloned import distance, said
 from cl.config import Range
+from cl.models.policy import PolicyModel
+from cl.objectives._actions import cloning_loss
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -37,7 +43,7 @@ class AGEM(Strategy):
     """One averaged gradient constraint."""
 
     needs = ("buffer",)
-    domains = ("vision",)
+    domains = ("vision", "rl")
     instead = {"llm": "replay"}
 
     def __init__(
@@ -69,13 +75,18 @@ class AGEM(Strategy):
 
     def after_training_exp(self, loop):
         """Offer the experience's rows and rebalance."""
-        data = loop.experience.train
-        if loop.adapted_dataset is not None:
+        if loop.adapted_dataset is None:
+            return
+        data, rng = loop.experience.train, loop.rng("agem.store")
+        if loop.acts:
+            rows = said(loop, None, rng)
+        else:
             rows = {name: data.column(name) for name in data.columns}
-            self._buffer(loop).add(rows, loop.rng("agem.store"))
+        self._buffer(loop).add(rows, rng)
 
     def _buffer(self, loop):
-        return loop.buffer("agem", self.size, "class_balanced")
+        policy = "reservoir" if isinstance(loop.model, PolicyModel) else "class_balanced"
+        return loop.buffer("agem", self.size, policy)
 
 
 def coefficient(g, r):
@@ -86,13 +97,19 @@ def coefficient(g, r):
 
 
 def memory_gradient(loop, rows):
-    """Gradient of the mean cross-entropy on stored rows, one tensor or None per parameter."""
+    """Gradient of the mean loss on stored rows, one tensor or None per parameter."""
     rows = {name: column.to(loop.device) for name, column in rows.items()}
     loop.samples_seen += len(rows["y"])
     bf16 = loop.train.precision == "bf16"
     with torch.autocast(loop.device.type, torch.bfloat16, enabled=bf16):
-        output = loop.restricted(loop.model(loop.augmented(rows["x"])), rows.get("task_label"))
-        loss = F.cross_entropy(output, rows["y"])
+        output = loop.model(loop.augmented(rows["x"]))
+        if "scores" in rows:
+            loss = distance(loop, output, rows)
+        elif isinstance(loop.model, PolicyModel):
+            loss = cloning_loss(output, rows["y"], loop.model.log_std)
+        else:
+            output = loop.restricted(output, rows.get("task_label"))
+            loss = F.cross_entropy(output, rows["y"])
     return list(torch.autograd.grad(loss, trained(loop.model), allow_unused=True))
 
 

@@ -57,7 +57,7 @@ class BiC(Strategy):
     needs = ("boundaries", "buffer")
     requires = ("features", "head")
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

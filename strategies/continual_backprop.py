@@ -12,8 +12,8 @@ State     u, f: utility and mean activation, [float32 [n_l] per layer]; a: ages,
           updates; c: [float per layer]; reset_at: [[updates at which a unit of l was reset]]
 Needs     nothing: no boundaries. It keeps plasticity, not memories: on class-incremental streams
           it is no better than `naive`
-Models    mlp (units of every hidden layer) and small_cnn (channels); the last layer's consumer is
-          the head. Others are refused
+Models    mlp, actor_critic, q_network (units of every hidden layer) and small_cnn (channels); the
+          last layer's consumer is the head, or policy and value. Others are refused
 Defaults  rho=1e-4, eta=0.99, m=100 (authors' code; Continual ImageNet: rho=3e-4)
 Departs   bias-corrected utility and the mean activation's way into the consumer's bias are of the
           authors' code (2306.13812 in its first version), not of the Nature text; |h| is a mean
@@ -32,7 +32,6 @@ Parameters
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
@@ -41,28 +40,17 @@ from torch import Tensor, nn
 
 from cl.config import Range
 from cl.errors import BadValue
-from cl.models.mlp import MLP
-from cl.models.small_cnn import SmallCNN
+from cl.models.units import KNOWN, Units, units_of
 from cl.registry import register
 from cl.strategy import Strategy
-
-
-@dataclass
-class Units:
-    """One hidden layer: what computes its units, their batch norm, and what reads them."""
-
-    maker: nn.Module
-    norm: nn.Module | None
-    reader: nn.Module
-    door: nn.Module  # whose input the units' output is
 
 
 @register
 class ContinualBackprop(Strategy):
     """Continual backpropagation."""
 
-    requires = ("features", "head")
-    domains = ("vision",)
+    requires = ("features",)
+    domains = ("vision", "rl")
 
     def __init__(
         self,
@@ -80,7 +68,7 @@ class ContinualBackprop(Strategy):
 
     def check(self, loop):
         """Refuse models whose units are not known."""
-        units_of(loop.model)
+        checked(loop.model)
 
     def before_training(self, loop):
         """Start the counts."""
@@ -113,7 +101,7 @@ class ContinualBackprop(Strategy):
         for k, layer in enumerate(units_of(loop.model)):
             (h, size), u, f, a = self.seen[k], self.u[k], self.f[k], self.a[k]
             a.add_(1)
-            u.lerp_(size * outgoing(layer.reader.weight.detach()), 1 - self.eta)
+            u.lerp_(size * sum(outgoing(r.weight) for r in layer.readers), 1 - self.eta)
             f.lerp_(h, 1 - self.eta)
             n = self._to_reset(k, len(u))
             if n:
@@ -140,33 +128,27 @@ class ContinualBackprop(Strategy):
         self.h[k] = inputs[0].detach().float()
 
 
-def units_of(model: nn.Module) -> list[Units]:
-    """The hidden layers in order. Raises BadValue for a model whose units are not known."""
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, MLP | SmallCNN):
+def checked(model: nn.Module) -> list[Units]:
+    """The model's hidden layers. Raises BadValue where they are not known."""
+    found = units_of(model)
+    if found is None:
         name = getattr(model, "architecture", {}).get("name", type(model).__name__)
         raise BadValue(
-            f"continual_backprop knows the units of mlp and small_cnn, not of {name}; "
-            "give model=mlp or model=small_cnn"
+            f"continual_backprop knows the units of {', '.join(KNOWN)}, not of {name}; "
+            f"give model={KNOWN[0]} or another of them"
         )
-    layers, doors = list(backbone.layers), [*backbone.layers[1:], model.head]
-    if isinstance(backbone, MLP):
-        return [Units(a, None, b, b) for a, b in zip(layers, doors, strict=True)]
-    readers = [*(layer.conv for layer in layers[1:]), model.head]
-    norms = [layer.norm if isinstance(layer.norm, nn.BatchNorm2d) else None for layer in layers]
-    makers = [layer.conv for layer in layers]
-    return [Units(*parts) for parts in zip(makers, norms, readers, doors, strict=True)]
+    return found
 
 
 def outgoing(weight: Tensor) -> Tensor:
     """sum_k |w_ik| of each unit [n] that a weight [C, n, ...] reads."""
-    return weight.abs().transpose(0, 1).flatten(1).sum(1)
+    return weight.detach().abs().transpose(0, 1).flatten(1).sum(1)
 
 
 @torch.no_grad()
 def reset(layer: Units, index: Tensor, mean: Tensor | None, rng: torch.Generator) -> None:
     """New input weights, output weights 0; `mean` of what is lost goes to the readers' bias."""
-    maker, norm, reader = layer.maker, layer.norm, layer.reader
+    maker, norm = layer.maker, layer.norm
     shape = (len(index), *maker.weight.shape[1:])
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     new = torch.rand(shape, generator=rng) * 2 * bound - bound
@@ -178,16 +160,17 @@ def reset(layer: Units, index: Tensor, mean: Tensor | None, rng: torch.Generator
             (norm.weight, norm.bias, norm.running_mean, norm.running_var), (1, 0, 0, 1), strict=True
         ):
             values[index] = start
-    if mean is not None and reader.bias is not None:
-        lost = reader.weight[:, index].reshape(len(reader.bias), len(index), -1).sum(2)
-        reader.bias.add_(lost @ mean)
-    reader.weight[:, index] = 0
+    for reader in layer.readers:
+        if mean is not None and reader.bias is not None:
+            lost = reader.weight[:, index].reshape(len(reader.bias), len(index), -1).sum(2)
+            reader.bias.add_(lost @ mean)
+        reader.weight[:, index] = 0
 
 
 def forget(optimizer: torch.optim.Optimizer, layer: Units, index: Tensor) -> None:
     """Zero the optimizer's state of the units' input and output weights."""
     held = [(p, 0) for module in (layer.maker, layer.norm) if module for p in module.parameters()]
-    for p, dim in [*held, (layer.reader.weight, 1)]:
+    for p, dim in [*held, *((reader.weight, 1) for reader in layer.readers)]:
         for value in optimizer.state.get(p, {}).values():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 value.index_fill_(dim, index, 0)

@@ -7,7 +7,8 @@ Needs     a buffer of everything; no boundaries beyond the arrival of data, no t
 Defaults  ours: go on from the last weights
 Departs   no paper. As many epochs over each union as an experience gets, so that updates grow
           with the stream (train.updates caps them); a class that came twice weighs twice.
-          Without restart the weights go on and so does the optimizer's state
+          Without restart the weights go on and so does the optimizer's state. Environments: all
+          tasks so far side by side, their steps together; their tables of steps count as stored
 Parameters
     restart  start every experience from a fresh model and fresh optimizer state
 """

@@ -44,7 +44,7 @@ class DER(Strategy):
 
     needs = ("buffer",)
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class DERpp(Strategy):
 
     needs = ("buffer",)
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

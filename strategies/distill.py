@@ -8,6 +8,7 @@ Loss      L + lam KL(p_old || p) (forward) or lam KL(p || p_old) (reverse), p an
           of logits / T, mean over positions:
           text    the tokens to be learned: the response's, or what a rollout has answered
           images  the rows, over the classes that were known before the experience
+          policies  the rows, over actions, exactly (dqn: mean square of the values' difference)
 State     old: the model as the experience found it, during the experience; nothing is stored
 Needs     experience boundaries
 Defaults  ours
@@ -20,7 +21,7 @@ Parameters
     lam        weight of the old answers; 0 is the base method [1]
     direction  forward covers all that the old model says, reverse forbids what it would not say
     T          temperature of both softmaxes [1]
-    first      text: in experience 0, too, whose model was pretrained; images: never
+    first      text: in experience 0, too, whose model was pretrained; elsewhere: never
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from typing import Annotated, Literal
 
 import torch
 
+from cl.cloned import between
 from cl.config import Range
+from cl.errors import BadValue
 from cl.objectives._tokens import IGNORE, full_kl
 from cl.registry import register
 from cl.strategy import Strategy
@@ -52,6 +55,12 @@ class Distill(Strategy):
         self.lam, self.direction, self.T, self.first = lam, direction, T, first
         self.old = None
 
+    def check(self, loop):
+        """A Gaussian, and values, have no temperature."""
+        policies = loop.stream.domain == "rl"
+        if policies and self.T != 1 and (loop.valued or loop.stream.actions.continuous):
+            raise BadValue(f"distill.T={self.T:g} needs a policy that chooses among actions")
+
     def before_train_dataset_adaptation(self, loop):
         """Keep the model, before its head grows."""
         first = self.first and loop.stream.domain == "llm"
@@ -67,12 +76,18 @@ class Distill(Strategy):
         with torch.no_grad(), torch.autocast(loop.device.type, torch.bfloat16, enabled=bf16):
             width = loop.mb_output.shape[1]
             old = answers(self.old, loop.mb_x, width) if text else self.old(loop.mb_x)
-        pair = (
-            at_tokens(old, loop.mb_output, loop.mb_y)
-            if text
-            else both_know(old, loop.mb_output, loop.known_classes)
-        )
-        loop.add_loss("distill", self.lam * distance(*pair, self.direction, self.T))
+        if loop.stream.domain == "rl":
+            T, reverse = self.T, self.direction == "reverse"
+            new = loop.mb_output / T
+            gap = between(loop, old / T, new, self.old.log_std, reverse=reverse).mean()
+        else:
+            pair = (
+                at_tokens(old, loop.mb_output, loop.mb_y)
+                if text
+                else both_know(old, loop.mb_output, loop.known_classes)
+            )
+            gap = distance(*pair, self.direction, self.T)
+        loop.add_loss("distill", self.lam * gap)
 
     def after_training_exp(self, loop):
         """Let go of it."""

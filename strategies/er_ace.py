@@ -40,7 +40,7 @@ class ERACE(Strategy):
 
     needs = ("buffer",)
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

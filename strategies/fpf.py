@@ -21,6 +21,8 @@ Departs   when=once shows the tuned model at the end of every experience and goe
           Sensitivity: see `cl describe module_sensitivity`, measured over the first two
           experiences; before that, what `modules` names. The weights that it is measured on
           (up to ten copies of the model on the CPU) are not part of stored_bytes
+          Policies with ppo: rows are what the policy of each experience's end says on its latest
+          observations, the loss KL(stored policy || policy), as `cl describe cloning_replay` has it
 Parameters
     modules     head, norm, conv and other categories, first (convolution or embedding), all, none
                 (batch-norm statistics alone), or the beginning of a module's path

@@ -42,6 +42,7 @@ class GDumb(Strategy):
 
     needs = ("buffer",)
     requires = ("architecture",)
+    domains = ("vision", "llm")
 
     def __init__(
         self,

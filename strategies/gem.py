@@ -47,7 +47,7 @@ class GEM(Strategy):
 
     needs = ("boundaries", "buffer")
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "agem"}
 
     def __init__(
         self,

@@ -22,7 +22,8 @@ Departs   a bias goes with its matrix; fused projections (GPT-2's c_attn, in_pro
           level=model draws among all tensors of the blocks (the paper's text could not be had). A
           draw that equals the last one, which only small models notice, is made again.
           A frozen tensor is neither updated nor decayed and loses its optimizer state; batch-norm
-          statistics go on. What another strategy has frozen stays frozen and is not drawn
+          statistics go on. What another strategy has frozen stays frozen and is not drawn. Where a
+          policy has a critic of its own, both towers' layers are drawn from
 Parameters
     level       what is drawn: tensors per category and layer, whole layers, or tensors of the model
     ratio       share that is frozen, in tensors; 0 is the base method [1]

@@ -48,7 +48,7 @@ class ICaRL(Strategy):
     needs = ("boundaries", "buffer")
     requires = ("features",)
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

@@ -5,7 +5,9 @@ Loss      the objective's, over the union of all training data
 State     none; every training item counts as stored
 Needs     stream length (to know the last experience); a buffer of everything
 Departs   scores before the last experience are undefined, not those of earlier joint models
-          (that is `cumulative`); as many epochs over the union as any experience gets
+          (that is `cumulative`); as many epochs over the union as any experience gets.
+          Environments: all tasks side by side, the steps of all; their tables of steps count as
+          stored
 """
 
 from cl.data import Table

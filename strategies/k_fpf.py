@@ -108,6 +108,6 @@ class KFPF(Bursts):
 
 def planned(loop) -> int:
     """The stream's updates: epochs over each experience's rows, or train.updates if fewer."""
-    sizes = [len(e.train) for e in loop.stream.experiences]
-    updates = [loop.train_epochs * -(-n // loop.train_mb_size) for n in sizes]
+    rows = [e.train for e in loop.stream.experiences]
+    updates = [loop.train_epochs * len(loop.objective.batches(loop, table)) for table in rows]
     return sum(min(n, loop.train.updates or n) for n in updates)

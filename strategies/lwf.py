@@ -38,7 +38,7 @@ class LwF(Strategy):
 
     needs = ("boundaries",)
     domains = ("vision",)
-    instead = {"llm": "distill"}
+    instead = {"llm": "distill", "rl": "distill"}
 
     def __init__(
         self,

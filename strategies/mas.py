@@ -13,7 +13,8 @@ Departs   Omega of all that is trained, the growing head included (the paper sha
           a head per task); new head rows are free; Omega is summed over experiences, of which
           the paper says that it accumulates; in evaluation mode, without augmentation, on
           training rows (the paper also takes test rows); its local, Hebbian form is left out.
-          Text: f(x) are the logits that predict the gold response's tokens, all of them together
+          Text: f(x) are the logits that predict the gold response's tokens, all of them together;
+          policies: the scores of actions, or means, on the latest observations
 Parameters
     lam      pull towards the latest weights; 0 is naive [1]
     samples  rows in each experience's Omega; none is all [rows]
@@ -55,7 +56,7 @@ class MAS(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
 
-        def squared_norm(logits, y, task_id):
+        def squared_norm(logits, y, task_id, *_):
             own = loop.restricted(logits, task_id)  # -inf outside the row's task
             return own.masked_fill(own.isinf(), 0).square().sum()
 

@@ -15,7 +15,8 @@ Departs   the paper pulls a knowledge base while an active column is distilled i
           the penalty is added to the loss of learning itself; lam is not in eq. 8 (there it
           is 1); normalise=false, while the paper would have tasks count equally (true divides
           each F by its mean over all weights); new head rows are free; F in evaluation mode,
-          without augmentation; fisher=true is the empirical Fisher. Text: as `cl describe ewc`
+          without augmentation; fisher=true is the empirical Fisher. Text and policies: as `cl
+          describe ewc`
 Parameters
     lam             pull towards the latest weights; 0 is naive [1]
     gamma           share of the past Fisher that is kept per experience; 1 keeps all [1]
@@ -28,10 +29,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch.nn.functional as F
-
 from cl.config import Range
-from cl.importance import accumulated, quadratic, sensitivity, values
+from cl.importance import accumulated, log_likelihood, quadratic, sensitivity, values
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -67,12 +66,8 @@ class OnlineEWC(Strategy):
         if self.lam == 0 or loop.adapted_dataset is None:
             return
         rng = loop.rng("online_ewc.fisher")
-
-        def log_likelihood(logits, y, task_id):
-            return -F.cross_entropy(loop.restricted(logits, task_id), y, reduction="sum")
-
         drawn = self.fisher == "sampled"
-        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood, 2, drawn=drawn)
+        fisher = sensitivity(loop, self.fisher_samples, rng, log_likelihood(loop), 2, drawn=drawn)
         fisher = of_mean_one(fisher) if self.normalise else fisher
         self.F, self.theta = accumulated(self.F, fisher, self.gamma), values(loop.model)
 

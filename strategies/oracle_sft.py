@@ -35,7 +35,7 @@ class OracleSFT(Strategy):
 
     needs = ("boundaries",)
     domains = ("vision",)
-    instead = {"llm": "sft"}
+    instead = {"llm": "sft", "rl": "sft"}
 
     def __init__(self, *, begin: Annotated[int, Range(min=0)] = 1):
         self.begin = begin

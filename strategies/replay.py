@@ -10,6 +10,9 @@ Departs   a row that arrives twice (recurring streams) may be held twice; ER's r
           policy=reservoir (filled during each experience's first epoch)
           Text: a row is a prompt, its class the task. Under sft its gold response is replayed,
           whatever the model would say. Rewards that refill batches do so with new prompts
+          Environments: rows are demonstrations (cloning) or steps with what they led to (dqn, where
+          objective.buffer=keep stores all: perfect memory), in equal shares per action; ppo can't
+          learn from stored steps
 Parameters
     size        exemplars stored in all [rows], or, below 1, their share of all training rows of the
                 stream (0.01: one row in a hundred, rounded up; needs stream_length) [1]
@@ -23,6 +26,7 @@ import math
 from typing import Annotated, Literal
 
 from cl.config import Range
+from cl.errors import BadValue
 from cl.registry import register
 from cl.strategy import Strategy
 
@@ -44,9 +48,23 @@ class Replay(Strategy):
         self.size, self.policy, self.batch_size = size, policy, batch_size
         self.drawn = None  # the stored rows of the running update
 
+    def check(self, loop):
+        """Rows that can be stored and learned from again."""
+        if loop.acts and not hasattr(loop.objective, "storable"):
+            raise BadValue(
+                f"replay adds stored rows to batches; {loop.objective.name} learns from steps of "
+                "its own policy alone: cloning_replay does its job, or give objective=cloning"
+            )
+        continuous = loop.stream.domain == "rl" and loop.stream.actions.continuous
+        if continuous and self.policy == "class_balanced":
+            raise BadValue(
+                "replay.policy=class_balanced has equal shares per action, and the actions of "
+                f"{loop.stream.name} are continuous; give policy=reservoir"
+            )
+
     def before_rollout(self, loop):
         """With rewards: stored prompts are answered anew, as many as new ones."""
-        if loop.rollouts.further:
+        if loop.acts or loop.rollouts.further:
             return
         buffer, new = self._buffer(loop), dict(loop.rollouts.rows)
         if len(buffer):
@@ -57,7 +75,7 @@ class Replay(Strategy):
 
     def before_training_iteration(self, loop):
         """Draw the update's stored rows."""
-        if loop.rollouts is not None:
+        if loop.rollouts is not None and not loop.acts:
             return
         buffer = self._buffer(loop)
         n = self.batch_size or loop.train_mb_size
@@ -79,8 +97,9 @@ class Replay(Strategy):
 
     def after_training_exp(self, loop):
         """Class-balanced: offer the experience's rows and rebalance."""
-        data = loop.experience.train  # not the old rows that another strategy may have added
-        if self.policy == "class_balanced" and loop.adapted_dataset is not None:
+        data = loop.storable  # not the old rows that another strategy may have added
+        at_end = self.policy == "class_balanced" or loop.acts
+        if at_end and loop.adapted_dataset is not None:
             self._store(loop, {name: data.column(name) for name in data.columns})
 
     def _store(self, loop, rows):

@@ -43,7 +43,7 @@ class RIFRFT(Rewarded):
 
     needs = ("boundaries",)
     domains = ("llm",)  # new classes can't be answered before they have been learned
-    instead = {"vision": "rft"}
+    instead = {"vision": "rft", "rl": "rft"}
 
     def __init__(
         self,

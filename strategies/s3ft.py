@@ -51,6 +51,8 @@ class S3FT(Strategy):
     """sft on targets that the model finds likely."""
 
     needs = ("boundaries",)
+    domains = ("vision", "llm")
+    instead = {"rl": "sft"}
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ Departs   g is the gradient of everything but this penalty: the analytic gradien
           rows are free.
           Avalanche 0.6.0's SI keeps views of the live weights where they are contiguous and on
           a CPU, so that every dtheta is 0 there and it never pulls; here the weights are copied
+          With ppo the loss is that of new steps every time, whose fall says less of what matters
 Parameters
     c   strength of the penalty; 0 is naive [1]
     xi  damping where a weight has hardly moved [1]

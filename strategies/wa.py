@@ -48,7 +48,7 @@ class WA(Strategy):
     needs = ("boundaries", "buffer")
     requires = ("features", "head")
     domains = ("vision",)
-    instead = {"llm": "replay"}
+    instead = {"llm": "replay", "rl": "cloning_replay"}
 
     def __init__(
         self,

@@ -554,7 +554,7 @@ REFUSED = {
     "another model": (
         "continual_backprop",
         {"model": "resnet20"},
-        "knows the units of mlp and small_cnn, not of resnet20",
+        "knows the units of mlp, small_cnn, actor_critic, q_network, not of resnet20",
     ),
     "negative lam": ("l2_init", {"strategy.lam": -1}, "strategy.lam"),
     "lam that grows": ("shrink_perturb", {"strategy.lam": 1.5}, "strategy.lam"),

@@ -2,7 +2,8 @@
 
 A module is what owns parameters: a convolution, a norm (weight and bias together), a linear layer.
 Parameters of a module that holds others (a class token, an attention's `in_proj_weight`) are
-units of their own, named without `weight` and `bias`.
+units of their own, named without `weight` and `bias`. `packed` sorts single parameters by what
+becomes of them where several tasks are to live in one model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from cl.errors import BadValue, nearest
-from cl.models.anatomy import CATEGORIES, CONVS, anatomy
+from cl.models.anatomy import CATEGORIES, CONVS, NORMS, anatomy
 
 SPECIAL = ("first", "all", "none")
 
@@ -114,3 +115,37 @@ def by_score(
     scored = [module for module in modules(model) if module.path in scores]
     ordered = sorted(scored, key=lambda module: -scores[module.path])
     return up_to(ordered, elements_of(model, names, budget))
+
+
+@dataclass
+class Packed:
+    """Names of parameters that scores depend on and that are trained, by what they are.
+
+    weights: matrices and kernels; rest: biases, norms, tokens; heads: also buffers outside of
+    norms, as of observations.
+    """
+
+    weights: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    heads: list[str] = field(default_factory=list)
+
+
+def packed(model: nn.Module, x: torch.Tensor) -> Packed:
+    """Of a model that takes inputs such as x [1, ...], which is in evaluation mode."""
+    theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        scores = model(x).sum()
+        grads = torch.autograd.grad(scores, list(theta.values()), allow_unused=True)
+    used = {name for name, g in zip(theta, grads, strict=True) if g is not None}
+    found = Packed()
+    for part in anatomy(model):
+        if part.name not in used:
+            continue
+        pruned = theta[part.name].dim() > 1 and part.category != "norm"
+        kinds = found.heads if part.category == "head" else found.weights if pruned else found.rest
+        kinds.append(part.name)
+    norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
+    for name, held in model.named_buffers():
+        if name.rpartition(".")[0] not in norms and held.is_floating_point():
+            found.heads.append(name)
+    return found

@@ -34,6 +34,7 @@ class Acting:
     """An objective whose policy learns in environments."""
 
     domains = ("rl",)
+    values_actions = False  # scores are values, not logits or means
     name: str
 
     def __init__(self):
@@ -69,7 +70,8 @@ class Acting:
         return EpisodeEvaluator(loop)
 
     def visited(self, loop: Loop) -> Table | None:
-        """x: the observations that the policy has lately met, y: what it did; None before any."""
+        """x: observations that the policy has lately met in this experience, y: what it did there;
+        None before any."""
         if not self._lately:
             return None
         x, y = (torch.cat(column)[-VISITED:] for column in zip(*self._lately, strict=True))
@@ -80,6 +82,10 @@ class Acting:
         self._lately.append((steps.rows("observations"), steps.rows("actions")))
         while sum(len(x) for x, _ in self._lately[1:]) >= VISITED:
             self._lately.pop(0)
+
+    def forget(self) -> None:
+        """A new experience: nothing has been met in it yet."""
+        self._lately = []
 
     def state(self) -> dict:
         """What goes on from one experience to the next beside the model."""

@@ -50,6 +50,7 @@ class DQN(Acting):
     """Q-learning with a target network."""
 
     name = "dqn"
+    values_actions = True
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class DQN(Acting):
         self.target: nn.Module | None = None
         self.held: dict[str, Tensor] = {}  # of stored steps [n, ...], a ring once it is full
         self.stored = 0  # steps that were ever put in
+        self.before = 0  # of them before the experience
         self._rows: dict[str, Tensor] = {}
 
     # -- what the loop asks for ------------------------------------------------------------------
@@ -92,7 +94,11 @@ class DQN(Acting):
         return StoredBatches(self, loop, table)
 
     def load(self, loop: Loop, rows: dict[str, Tensor]) -> None:
-        """Put stored steps on the loop."""
+        """Put stored steps on the loop, or add those that a strategy has kept."""
+        if "reward" in rows:
+            self._rows = {name: torch.cat([c, rows[name]]) for name, c in self._rows.items()}
+            loop.mb_x, loop.mb_y, loop.mb_task_id = rows["x"], rows["y"], None
+            return
         at = self.steps_of(rows)
         self._rows = {name: column[at] for name, column in self.held.items()}
         loop.mb_x, loop.mb_y, loop.mb_task_id = self._rows["x"], self._rows["y"], None
@@ -129,9 +135,17 @@ class DQN(Acting):
 
     def begin(self, loop: Loop) -> None:
         """What is kept and what is reset at an experience's start."""
+        self.forget()
         self.target = loop.snapshot()
         if self.buffer == "reset":
             self.held, self.stored = {}, 0
+        self.before = self.stored
+
+    def storable(self, loop: Loop) -> Table:
+        """The experience's stored steps, as `load` adds them."""
+        n = min(self.stored - self.before, self.capacity)
+        at = torch.arange(self.stored - n, self.stored) % self.capacity
+        return Table({name: column[at.to(column.device)] for name, column in self.held.items()})
 
     def collect(self, loop: Loop, players: Players, made: int, budget: int, n: int) -> None:
         """n steps in every environment, `made` after the experience's start, into the buffer."""

@@ -168,6 +168,7 @@ class PPO(Acting):
 
     def begin(self, loop: Loop) -> None:
         """What is kept and what is reset at an experience's start."""
+        self.forget()
         if self.critic == "reset" and loop.experience.index:
             reset_value(loop.model, generator(loop.seed, f"critic/{loop.experience.index}"))
         if self.normalises:
