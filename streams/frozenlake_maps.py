@@ -43,7 +43,7 @@ from cl.seeding import derive
 LIMITS = {4: 100, 8: 200}  # steps per episode, Gymnasium's
 LEAST, MOST = 0.5, 0.2  # returns on a random map: of the best policy, of the random one
 DISCOUNTS = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
-TRIES = 1000  # random maps to look at for one that is new and fit
+TRIES = 200  # random maps to look at for one that is new and fit
 DEFAULTS = {
     "ppo.objective.n_envs": 16,
     "ppo.objective.n_steps": 128,
