@@ -44,6 +44,8 @@ LIMITS = {4: 100, 8: 200}  # steps per episode, Gymnasium's
 LEAST, MOST = 0.5, 0.2  # returns on a random map: of the best policy, of the random one
 DISCOUNTS = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 TRIES = 200  # random maps to look at for one that is new and fit
+
+# calibrated on seeds from 100 on, on Gymnasium's own 4x4 map
 DEFAULTS = {
     "ppo.objective.n_envs": 16,
     "ppo.objective.n_steps": 128,

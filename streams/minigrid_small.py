@@ -39,11 +39,14 @@ TASKS = {  # mean return per episode of the random policy, and of the planner
     "DoorKey-5x5": (0.031, 0.9645),
     "Unlock": (0.021, 0.9706),
 }
+
+# calibrated on seeds from 100 on: with less entropy the policy of the first room is so certain at
+# its end that it never picks up a key in the second one within the budget
 DEFAULTS = {
     "ppo.objective.n_envs": 8,
     "ppo.objective.n_steps": 128,
     "ppo.objective.passes": 10,
-    "ppo.objective.entropy_coef": 0.01,
+    "ppo.objective.entropy_coef": 0.1,
     "ppo.train.batch_size": 256,
     "ppo.train.lr": 1e-3,
     "ppo.train.eps": 1e-5,

@@ -273,6 +273,21 @@ def test_a_limit_makes_a_clock():
     assert short.tasks[0].build(1).env.limit == 10
 
 
+def test_a_module_that_registers_is_imported_for_its_id(tmp_path, monkeypatch):
+    code = "import gymnasium\nfrom gymnasium.envs.classic_control import CartPoleEnv\n"
+    more = "max_episode_steps=30, reward_threshold=30"
+    (tmp_path / "own_tasks.py").write_text(
+        f'{code}gymnasium.register("own/Pole-v0", CartPoleEnv, {more})\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    id = "own_tasks:own/Pole-v0"
+    few = {"steps": 64, "n_test": 2, "n_val": 0, "n_random": 2}
+    done = cl.run("gym", stream={"ids": [id], **few}, out=str(tmp_path / "runs"), **SMALL)
+    assert done.results["evals"][0]["name"] == "00_own_tasks-own-Pole-v0"
+    assert done.results["raw"]["return"][-1][0] <= 30
+    del gymnasium.registry["own/Pole-v0"]
+
+
 WRONG = {
     "no environment 'CartPoel-v1'; did you mean 'CartPole-v1'": {"ids": "CartPoel-v1"},
     "stream.ids names no environment": {"ids": ""},
