@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import cl
 from cl.config import REQUIRED
-from cl.errors import BadValue, ClError
+from cl.env_stream import EnvStream
+from cl.errors import BadValue, ClError, MissingPackage
 from cl.folder import comparable
 from cl.models import acts, build, rebuild
 from cl.models.anatomy import anatomy
@@ -69,6 +71,8 @@ def check(name: str) -> Iterator[Finding]:
             continue
         try:
             yield from kind(entry)
+        except MissingPackage as error:
+            yield True, "not run", str(error)
         except ClError as error:
             yield False, "runs", str(error)
 
@@ -201,6 +205,9 @@ def _stream(entry: Entry) -> Iterator[Finding]:
     if isinstance(stream, TextStream):
         yield from _text(stream)
         return
+    if isinstance(stream, EnvStream):
+        yield from _tasks(stream)
+        return
     for e in stream.evals:
         labels = set(e.test.column("y").tolist())
         if labels != set(e.classes):
@@ -227,6 +234,22 @@ def _text(stream: TextStream) -> Iterator[Finding]:
         failed = [task for task, r in zip(first, rewards, strict=True) if r is None]
         if failed:
             yield False, "verifiers take any text", f"{', '.join(failed)}: {odd[:20]!r}"
+
+
+def _tasks(stream: EnvStream) -> Iterator[Finding]:
+    """Tasks have the promised size, begin alike each time, and are what their expert acts in."""
+    for task in stream.tasks:
+        env = task.build(2)
+        first, again = (env.reset(np.random.default_rng(0)) for _ in range(2))
+        fits = first.shape == (2, *stream.input_shape) and first.dtype == np.float32
+        yield fits, f"{task.name} has the promised shape", f"{first.dtype} {list(first.shape)}"
+        same = np.array_equal(first, again)
+        yield same, f"{task.name} begins alike from the same random numbers", ""
+        if task.expert is not None:
+            act = task.expert(env)
+            env.checked(act(env.step(env.sample(np.random.default_rng(1))).observations))
+            yield True, f"{task.name} takes its expert's actions", ""
+        env.close()
 
 
 def _separate(stream: Stream) -> Iterator[Finding]:

@@ -4,6 +4,7 @@
       UsageError          the request can't be carried out as written      exit code 2
         UnknownName         a name or key that does not exist
         BadValue            wrong type, out of range, impossible combination
+          MissingPackage      what is asked for needs a package that is not installed
         DataError           a path, folder, archive or image that can't be used
         ContractError       a plug-in that breaks the plug-in contract
       RunError            a run that had started and could not go on        exit code 1
@@ -35,6 +36,10 @@ class UnknownName(UsageError):
 
 class BadValue(UsageError):
     """A value of the wrong type or out of range, or an impossible combination."""
+
+
+class MissingPackage(BadValue):
+    """What is asked for needs a package that is not installed."""
 
 
 class DataError(UsageError):

@@ -47,7 +47,7 @@ from cl.environments.wrappers import (
     Wrapper,
     discrete,
 )
-from cl.errors import BadValue, unknown
+from cl.errors import MissingPackage, unknown
 
 __all__ = [
     "Acrobot",
@@ -88,7 +88,7 @@ def make(id: str, n: int, **parameters) -> Environment:
         try:
             from cl.environments.gymnasium_adapter import Gymnasium
         except ImportError as error:
-            raise BadValue(f"{id} needs the package gymnasium: {error}") from error
+            raise MissingPackage(f"{id} needs the package gymnasium: {error}") from error
         return Gymnasium(id, n, **parameters)
     allowed = [name for name in inspect.signature(NATIVE[id]).parameters if name != "n"]
     for name in parameters:

@@ -66,8 +66,19 @@ class FrozenLake(Grid):
         kind = np.select([self.cells == "G", self.cells == "H"], [0, 1], 2)
         self._rewards = np.take_along_axis(self.reward_schedule, kind, 1).ravel()
         self._ends = (kind < 2).ravel()
+        self._shares = np.where(slippery, [side, self.success_rate, side], [[0], [1], [0]]).T
         self._starting("S")
         self._all = np.arange(n)
+
+    def outcomes(self, k: int = 0) -> tuple[np.ndarray, ...]:
+        """Environment k as a table: what planning needs.
+
+        Cells [S, 4, 3] that an action can lead to from each, the probabilities [3] of these, and,
+        of every cell, the reward [S] of coming there and whether that ends the episode, bool [S].
+        """
+        ways = (np.arange(4)[:, None] + [-1, 0, 1]) % 4
+        own = slice(k * self.observation_size, (k + 1) * self.observation_size)
+        return self._around[:, ways], self._shares[k], self._rewards[own], self._ends[own]
 
     def _advance(self, x, actions):
         u = uniform(self.streams, self._all, 1)[:, 0]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
@@ -21,9 +22,10 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from cl.environments._base import Environment, Step, new_streams, not_finite, uniform
-from cl.errors import BadValue, ClError, RunError, ShapeMismatch, unknown
+from cl.errors import BadValue, ClError, MissingPackage, RunError, ShapeMismatch, unknown
 
 IMAGE = (11, 6, 3)  # MiniGrid's kinds of objects, colours, states of doors
+VIEWS = 20_000  # of MiniGrid that an environment keeps
 
 
 class Gymnasium(Environment):
@@ -36,7 +38,8 @@ class Gymnasium(Environment):
         self.image = id.startswith("MiniGrid-")
         if self.image:
             _import_minigrid(id)
-        self.vector = _made(id, n, parameters, [_Image, _Copy] if self.image else [_Copy])
+        image = [partial(_Image, seen={})] if self.image else []
+        self.vector = _made(id, n, parameters, [*image, _Copy])
         self.streams = np.zeros(n, np.uint64)
         for k, copy in enumerate(self.vector.envs):
             copy.name, copy.k, copy.streams = id, k, self.streams
@@ -144,7 +147,11 @@ class Gymnasium(Environment):
 
     def _restarted(self, mask: np.ndarray) -> np.ndarray:
         seen, _ = self._ask(self.vector.reset, options={"reset_mask": mask})
-        return self._seen(seen)
+        seen = self._seen(seen)
+        good = np.isfinite(seen).all(1)
+        if not good.all():
+            raise not_finite(self.id, int((~good).argmax()), 0)
+        return seen
 
     def _ask(self, what: Callable, *args, **kwargs):
         """The vector environment's answer. Raises RunError for what does not fit its spaces."""
@@ -198,28 +205,53 @@ class _Copy(gym.Wrapper):
 
 
 class _Image(gym.ObservationWrapper):
-    """MiniGrid's image alone."""
+    """MiniGrid's image alone.
 
-    def __init__(self, env: gym.Env):
+    An image depends on the cells, on where the agent looks from, and on what it carries; to make
+    one takes ten times as long as a step does, so that those that were made are kept, in a table
+    that the copies of an environment share.
+    """
+
+    def __init__(self, env: gym.Env, seen: dict[tuple, dict]):
         super().__init__(env)
         self.observation_space = env.observation_space["image"]
+        self.seen = seen
+        self.inner, kind = env.unwrapped, _import_minigrid("MiniGrid").MiniGridEnv
+        own = type(self.inner)
+        if (own.gen_obs, own.gen_obs_grid) == (kind.gen_obs, kind.gen_obs_grid):
+            self.inner.gen_obs = self._look
 
     def observation(self, observation):
         """The image of an observation."""
         return observation["image"]
 
+    def _look(self) -> dict:
+        """As MiniGrid's `gen_obs`, whose direction and mission nobody reads here."""
+        inner = self.inner
+        cells = tuple([None if cell is None else cell.encode() for cell in inner.grid.grid])
+        held = None if inner.carrying is None else inner.carrying.encode()
+        key = (cells, *inner.agent_pos, inner.agent_dir, held)
+        found = self.seen.get(key)
+        if found is None:
+            if len(self.seen) >= VIEWS:
+                self.seen.clear()
+            found = self.seen[key] = type(inner).gen_obs(inner)
+        return found
+
 
 def one_hot_images(images: np.ndarray) -> np.ndarray:
     """MiniGrid's images uint8 [n, h, w, 3] as float32 [n, h w 20]."""
-    parts = [np.equal.outer(images[..., i], np.arange(size)) for i, size in enumerate(IMAGE)]
-    return np.concatenate(parts, -1).reshape(len(images), -1).astype(np.float32)
+    parts = [np.eye(size, dtype=np.float32)[images[..., i]] for i, size in enumerate(IMAGE)]
+    return np.concatenate(parts, -1).reshape(len(images), -1)
 
 
-def _import_minigrid(id: str) -> None:
+def _import_minigrid(id: str):
+    """Its module of environments; importing it registers its ids. Raises BadValue."""
     try:
-        import minigrid  # noqa: F401  importing it registers its ids
+        from minigrid import minigrid_env
     except ImportError as error:
-        raise BadValue(f"{id} needs the package minigrid: pip install minigrid") from error
+        raise MissingPackage(f"{id} needs the package minigrid: pip install minigrid") from error
+    return minigrid_env
 
 
 def _made(id: str, n: int, parameters: dict, wrappers: list) -> gym.vector.VectorEnv:
