@@ -46,10 +46,21 @@ from cl.environments import (
 )
 from cl.errors import BadValue
 from cl.registry import register
-from streams._cartpole import DEFAULTS, balance
+from streams._cartpole import DEFAULTS as CARTPOLE
+from streams._cartpole import balance
 from streams._classic import LEVELS, swing_car, swing_links, swing_up
 
 SEEN, ACTIONS = 6, 3
+
+# calibrated on seed 100: a task alone, and one after the other. With an entropy coefficient of 0.01
+# Acrobot is not learned after CartPole, whose policy is too sure to try anything else
+DEFAULTS = CARTPOLE | {
+    "ppo.objective.n_envs": 16,
+    "ppo.objective.gamma": 0.95,
+    "ppo.objective.entropy_coef": 0.05,
+    "ppo.train.lr": 1e-3,
+    "ppo.eval.every": 320,
+}
 
 
 class Kind(NamedTuple):
@@ -84,7 +95,7 @@ def classic_mixed(
         "acrobot",
         "pendulum",
     ),
-    steps: Annotated[int, Range(min=1)] = 131072,
+    steps: Annotated[int, Range(min=1)] = 65536,
     order: Literal["fixed", "seeded"] = "fixed",
     context: Literal["shown", "hidden"] = "shown",
     n_test: Annotated[int, Range(min=1)] = 20,
