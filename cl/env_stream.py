@@ -42,7 +42,8 @@ class EnvTask:
 
     build(n): n copies of it; random, reference: mean raw returns per episode that score 0 and 1;
     expert(environment): a policy that acts right in it, observations [n, d] -> actions [n], None
-    where there is none; described: everything that makes it what it is, in words that are hashed.
+    where there is none; described: everything that makes it what it is, in words that are hashed;
+    reward_scale: what rewards are multiplied by to learn from, while all that is reported is raw.
     """
 
     name: str
@@ -51,10 +52,15 @@ class EnvTask:
     reference: float
     expert: Expert | None = None
     described: str = ""
+    reward_scale: float = 1.0
 
     def score(self, raw: float) -> float:
         """A mean return as a score."""
         return (raw - self.random) / (self.reference - self.random)
+
+    def hashed(self) -> tuple:
+        """What tells this task from another one."""
+        return self.name, self.described, self.random, self.reference, self.reward_scale
 
 
 @dataclass
@@ -78,7 +84,7 @@ class EnvStream(Stream):
         digest = hashlib.blake2b(super().content_hash().encode(), digest_size=16)
         digest.update(repr((self.hidden, self.seed, self.actions, self.input_shape)).encode())
         for task in self.tasks:
-            digest.update(repr((task.name, task.described, task.random, task.reference)).encode())
+            digest.update(repr(task.hashed()).encode())
         return digest.hexdigest()
 
     def labelled(self) -> EnvStream:

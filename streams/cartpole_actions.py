@@ -24,9 +24,8 @@ from typing import Annotated, Literal
 
 from cl.config import Range
 from cl.env_stream import EnvStream, EnvTask, env_stream
-from cl.environments import CartPole, Environment, PermutedActions, WithContext
 from cl.registry import register
-from streams._cartpole import DEFAULTS, RANDOM, REFERENCE, balance
+from streams._cartpole import DEFAULTS, cartpole
 
 
 @register
@@ -56,13 +55,9 @@ def cartpole_actions(
 
 def _task(exchanged: bool, shown: bool) -> EnvTask:
     order = [1, 0] if exchanged else [0, 1]
-
-    def build(n: int) -> Environment:
-        env = PermutedActions(CartPole(n), order)
-        return WithContext(env, [-1.0 if exchanged else 1.0]) if shown else env
-
-    def expert(env: Environment):
-        return lambda seen: balance(seen) ^ exchanged
-
-    name = "exchanged" if exchanged else "normal"
-    return EnvTask(name, build, RANDOM, REFERENCE, expert, f"CartPole-v1 actions {order}")
+    return cartpole(
+        "exchanged" if exchanged else "normal",
+        f"CartPole-v1 actions {order}",
+        order=order,
+        context=[-1.0 if exchanged else 1.0] if shown else [],
+    )

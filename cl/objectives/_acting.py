@@ -106,7 +106,8 @@ def check_policy(loop: Loop, name: str) -> None:
 class Players:
     """A policy in n environments: the running episodes, and batches of steps on demand.
 
-    returned: raw returns of the episodes that have ended since they were last asked for.
+    returned: raw returns of the episodes that have ended since they were last asked for; scale:
+    of the rewards that are learned from, float32 [n], None for 1.
     """
 
     def __init__(self, loop: Loop, table: Table, n: int):
@@ -121,6 +122,8 @@ class Players:
         self.seen = self.env.reset(np.random.default_rng(seed))
         self.low, self.high = self.env.action_low, self.env.action_high
         self._sums, self.returned = np.zeros(self.env.n), []
+        scales = [stream.tasks[k].reward_scale for k in self.task.tolist()]
+        self.scale = None if set(scales) == {1.0} else np.array(scales, np.float32)
 
     @property
     def n(self) -> int:
@@ -143,6 +146,8 @@ class Players:
             for k in step.truncated.nonzero()[0]:
                 finals.append(step.final_observations[k])
                 at.append((t, k))
+            if self.scale is not None:
+                rewards[t] *= self.scale
             self._count(step)
             self.seen = step.observations
         self.loop.env_steps += length * n
