@@ -55,7 +55,7 @@ class EpisodeEvaluator(Evaluator):
         for name in (RAW, SAMPLED):
             scores.counts.setdefault(name, [None] * len(evals))
         tags = [(j, "test") for j in group]
-        if self._kind != "untrained":
+        if self._kind == "experience" or loop.train.until is not None:  # when it may decide
             tags += [(j, "val") for j in group if evals[j].val is not None]
         for (j, split), raw in self.returns(tags, sampled=False).items():
             score = loop.stream.tasks[self._task(j)].score(raw)

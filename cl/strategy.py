@@ -124,19 +124,23 @@ class Strategy:
     def before_training_epoch(self, loop: Loop) -> None:
         """An epoch begins. May call: `loop.stop_training()`."""
 
-    # -- per batch of rollouts, with an objective on rewards (`loop.rollouts`, cl/rollouts.py) -----
+    # -- per batch of rollouts, with an objective on rewards: `loop.rollouts` holds answers
+    #    (cl/rollouts.py) or, in environments, steps (cl/steps.py) ------------------------------
 
     def before_rollout(self, loop: Loop) -> None:
-        """Prompts are chosen. May call: `loop.rollouts.add_prompts(rows)`."""
+        """Prompts are chosen. May call: `loop.rollouts.add_prompts(rows)`.
+
+        In environments a policy is about to act: `loop.rollouts` holds its last steps.
+        """
 
     def after_rollout(self, loop: Loop) -> None:
-        """Answers are drawn."""
+        """Answers are drawn, or steps made."""
 
     def after_reward(self, loop: Loop) -> None:
         """`rewards` are there, nan where unscorable. May write: them."""
 
     def after_advantage(self, loop: Loop) -> None:
-        """`advantages` and `counted` are there. May write: both."""
+        """`advantages` and `counted` are there (of steps, `advantages`). May write: both."""
 
     # -- per update ---------------------------------------------------------------------------
 
