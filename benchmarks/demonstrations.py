@@ -23,7 +23,7 @@ import cl
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 KINDS = ("canonical", "foreign", "own", "oracle")
-ARMS = ("sft", "hft+sft", "weight_average+sft")
+ARMS = ("sft", "hft+sft")
 CASES = [(arm, kind) for arm in ARMS for kind in KINDS] + [("rft", None)]
 HEAD = (
     "| strategy | demonstrations | learned | average at the end | backward transfer | held out |\n"
