@@ -270,14 +270,6 @@ def test_p13_ppo_swings_the_acrobot_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_dqn_balances_the_pole_within_50_000_steps(tmp_path):
-    task = {"n_experiences": 1, "steps": 50_000, "n_val": 0}
-    done = learned("cartpole_actions", tmp_path, seed=0, stream=task, objective="dqn")
-    assert done.R[0][0] >= 0.9
-    assert done.results["cost"]["train_seconds"] < 120
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("make", STREAMS)
 def test_cloning_learns_every_task(make, tmp_path):
     stream = make(n_val=0)
