@@ -14,6 +14,7 @@ from test_resume import stopped_after
 from test_rl_math import close, ours_of, sb3_rollout
 
 import cl
+from cl.data import Table
 from cl.env_stream import EnvTask, env_stream
 from cl.environments import CartPole, Environment, Joined, Pendulum, Simulated, Step
 from cl.environments._base import uniform
@@ -24,7 +25,7 @@ from cl.models import build
 from cl.objectives import _actions as act
 from cl.objectives import _q_learning as q_learning
 from cl.objectives import ppo as ppo_module
-from cl.objectives._acting import Players
+from cl.objectives._acting import Players, copies_of
 from cl.objectives._actor_critic import approximate_kl, clip_fraction
 from cl.objectives.dqn import DQN
 from cl.objectives.ppo import PPO
@@ -638,3 +639,23 @@ def test_a_fused_optimizer_ends_within_rounding_of_the_plain_one(optimizer):
     plain, fused = ended(False), ended(True)
     for name, w in plain.items():
         close(fused[name], w.numpy(), atol=2e-6)
+
+
+def test_environments_are_shared_out_among_tasks_and_keep_to_the_budget(tmp_path):
+    def table(*counts):
+        x = torch.cat([torch.full((c,), k) for k, c in enumerate(counts)])
+        return Table({"x": x, "y": torch.zeros_like(x)})
+
+    assert copies_of(table(100), 8) == {0: 8}
+    assert copies_of(table(100, 100, 100), 8) == {0: 3, 1: 3, 2: 2}
+    assert copies_of(table(100, 100, 100, 100, 100), 4) == dict.fromkeys(range(5), 1)
+    assert copies_of(table(700, 100, 1), 8) == {0: 6, 1: 1, 2: 1}
+    result = cl.run(
+        "cartpole_actions",
+        "joint",
+        out=str(tmp_path),
+        stream={"steps": 512, "n_test": 2, "n_val": 0},
+        objective={"n_envs": 5, "n_steps": 32, "passes": 1},
+        train={"batch_size": 64},
+    )
+    assert 1024 <= result.results["cost"]["env_steps"] < 1024 + 5

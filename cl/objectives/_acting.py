@@ -103,6 +103,23 @@ def check_policy(loop: Loop, name: str) -> None:
         raise BadValue(f"objective={name} needs a policy: model=actor_critic or q_network")
 
 
+def copies_of(table: Table, n: int) -> dict[int, int]:
+    """{task: environments of it}, n in all, or as many as there are tasks if these are more.
+
+    In proportion to the table's steps of each task, one at least; the largest remainders are
+    rounded up.
+    """
+    tasks, counts = table.column("x").unique(return_counts=True)
+    n = max(n, len(tasks))
+    shares = {k: n * c / len(table) for k, c in zip(tasks.tolist(), counts.tolist(), strict=True)}
+    copies = {k: max(1, int(share)) for k, share in shares.items()}
+    while sum(copies.values()) != n:
+        more = 1 if sum(copies.values()) < n else -1
+        able = [k for k in copies if more > 0 or copies[k] > 1]
+        copies[max(able, key=lambda k: more * (shares[k] - copies[k]))] += more
+    return copies
+
+
 class Players:
     """A policy in n environments: the running episodes, and batches of steps on demand.
 
@@ -112,12 +129,10 @@ class Players:
 
     def __init__(self, loop: Loop, table: Table, n: int):
         self.loop, stream = loop, loop.stream
-        counts = table.column("x").bincount(minlength=len(stream.tasks)).tolist()
-        chosen = [k for k, count in enumerate(counts) if count]
-        copies = [max(1, round(n * counts[k] / len(table))) for k in chosen]
-        made = [stream.tasks[k].build(m) for k, m in zip(chosen, copies, strict=True)]
+        copies = copies_of(table, n)
+        made = [stream.tasks[k].build(m) for k, m in copies.items()]
         self.env: Environment = made[0] if len(made) == 1 else Joined(made)
-        self.task = torch.tensor([k for k, m in zip(chosen, copies, strict=True) for _ in range(m)])
+        self.task = torch.tensor([k for k, m in copies.items() for _ in range(m)])
         seed = derive(loop.seed, f"environments/{loop.experience.index}")
         self.seen = self.env.reset(np.random.default_rng(seed))
         self.low, self.high = self.env.action_low, self.env.action_high

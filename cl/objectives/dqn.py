@@ -36,7 +36,7 @@ from cl.config import Range
 from cl.data import Table
 from cl.errors import BadValue
 from cl.objectives import _q_learning as q
-from cl.objectives._acting import Acting, Players
+from cl.objectives._acting import Acting, Players, copies_of
 from cl.registry import register
 from cl.seeding import frozen
 from cl.steps import Steps
@@ -199,20 +199,21 @@ class StoredBatches:
 
     def __init__(self, objective: DQN, loop: Loop, table: Table):
         self.objective, self.loop, self.table = objective, loop, table
+        self.n = sum(copies_of(table, objective.n_envs).values())
 
     def _length(self) -> int:
-        return -(-self.objective.every // self.objective.n_envs)
+        return -(-self.objective.every // self.n)
 
     def __len__(self) -> int:
-        o, each = self.objective, self._length() * self.objective.n_envs
+        o, each = self.objective, self._length() * self.n
         times = -(-len(self.table) // each)
         before = max(0, -(-o.starts // each) - 1)
         return max(0, times - before) * o.updates
 
     def __iter__(self) -> Iterator[Tensor]:
         objective, loop, n = self.objective, self.loop, self._length()
-        players = Players(loop, self.table, objective.n_envs)
-        each = n * objective.n_envs
+        players = Players(loop, self.table, self.n)
+        each = n * self.n
         objective.begin(loop)
         try:
             for made in range(0, len(self.table), each):

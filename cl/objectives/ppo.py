@@ -43,7 +43,7 @@ from cl.data import Table
 from cl.errors import BadValue
 from cl.models.policy import reset_value
 from cl.normalise import Normaliser, RewardScale
-from cl.objectives._acting import Acting, Players
+from cl.objectives._acting import Acting, Players, copies_of
 from cl.objectives._actions import draw, logp, logp_and_entropy, noise
 from cl.objectives._actor_critic import (
     approximate_kl,
@@ -267,23 +267,24 @@ class StepBatches:
 
     def __init__(self, objective: PPO, loop: Loop, table: Table):
         self.objective, self.loop, self.table = objective, loop, table
+        self.n = sum(copies_of(table, objective.n_envs).values())
 
     def lengths(self) -> list[int]:
         """Steps of every environment, batch of steps by batch of steps."""
-        whole, rest = divmod(len(self.table), self.objective.n_envs * self.objective.n_steps)
-        more = [-(-rest // self.objective.n_envs)] if rest else []
+        whole, rest = divmod(len(self.table), self.n * self.objective.n_steps)
+        more = [-(-rest // self.n)] if rest else []
         return [self.objective.n_steps] * whole + more
 
     def __len__(self) -> int:
         o = self.objective
-        return o.passes * sum(self._minibatches(n * o.n_envs) for n in self.lengths())
+        return o.passes * sum(self._minibatches(n * self.n) for n in self.lengths())
 
     def _minibatches(self, rows: int) -> int:
         return -(-rows // self.loop.train_mb_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         objective, loop = self.objective, self.loop
-        players = Players(loop, self.table, objective.n_envs)
+        players = Players(loop, self.table, self.n)
         objective.begin(loop)
         scale = self._scale(players.n)
         try:
@@ -295,7 +296,7 @@ class StepBatches:
 
     def _passes(self, acted: Steps) -> Iterator[Tensor]:
         objective, loop = self.objective, self.loop
-        parts = self._minibatches(self.objective.n_envs * len(acted.rewards))
+        parts = self._minibatches(len(acted))
         objective.watch_critic(loop)
         for k in range(objective.passes):
             order = torch.randperm(len(acted), generator=loop.rng("minibatches")).to(loop.device)
