@@ -308,7 +308,14 @@ def test_signals_end_a_run_that_can_be_resumed(number, code, tmp_path):
         "train.epochs=400",
         f"out={tmp_path}",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        # as from a terminal, also where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if line.startswith("experience 1/5"):
             process.send_signal(number)
