@@ -14,8 +14,8 @@ Rewards   as in Gymnasium in all that is reported; learned from are a tenth of P
 Experts   CartPole: a linear controller; others pump energy, Pendulum's balances near the top
 Left out  MountainCar, unless it is named: with every step worth -1 until a goal that no random
           episode reaches, plain PPO stays at -200, score 0 (a negative control)
-Gives     boundaries, stream_length; jointly solvable, as the experts show, though PPO on all three at
-          once has not got further than two thirds yet
+Gives     boundaries, stream_length; jointly solvable, as the experts show, though PPO on all three
+          at once has not got further than two thirds yet
 Parameters
     tasks    in this order, of cartpole, acrobot, mountain_car, pendulum
     steps    environment steps of each [steps]
