@@ -10,7 +10,7 @@ from cl.errors import BadValue, ContractError, unknown
 from cl.loop import Loop
 from cl.models import build
 from cl.recipe import Recipe, defaults_of
-from cl.registry import Entry, name_of
+from cl.registry import Entry, find, name_of
 from cl.request import Request
 from cl.scenarios import apply
 from cl.settings import Scenario
@@ -135,6 +135,13 @@ def objective_of(
     if given not in (None, usual) and "objective" in claims:
         raise BadValue(f"{name_of(type(claims['objective']))} learns by {usual}, not {given}")
     return given or usual, usual
+
+
+def build_objective(recipe: Recipe, stream: Stream) -> objectives.Objective:
+    """The objective that the recipe names, or the plain one of the stream's domain."""
+    if recipe.objective is None:
+        return objectives.default(stream.domain)
+    return find("objectives", recipe.objective).load()(**recipe.objective_settings)
 
 
 def loop_class(strategies: list[Strategy]) -> type[Loop]:

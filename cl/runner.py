@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cl import objectives, references
+from cl import references
 from cl.board import Board
 from cl.display import Display, header
 from cl.errors import BadValue, ClError, DataError, RunError
@@ -21,6 +21,7 @@ from cl.loop import Loop
 from cl.models import Classifier, rebuild
 from cl.parts import (
     build_model,
+    build_objective,
     build_strategies,
     build_stream,
     check_start,
@@ -29,7 +30,7 @@ from cl.parts import (
 )
 from cl.recipe import Recipe, hparams, resolve
 from cl.record import Recorder
-from cl.registry import find, name_of
+from cl.registry import name_of
 from cl.request import Request
 from cl.seeding import global_state, restore_globals, seed_globals
 from cl.start import adopted, last_model
@@ -133,10 +134,8 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
     if model is None:
         check_start(recipe)
         model = build_model(recipe, stream)
-    if recipe.objective is None:
-        objective = objectives.default(stream.domain)
-    else:
-        objective = find("objectives", recipe.objective).load()(**recipe.objective_settings)
+    objective = build_objective(recipe, stream)
+    recipe.needs = tuple(dict.fromkeys((*needs, *getattr(objective, "needs", ()))))
     loop = loop_class(strategies)(
         stream=stream.to(device),
         strategies=strategies,

@@ -26,7 +26,7 @@ def state_of(loop: Loop) -> dict:
         "samples_seen": loop.samples_seen,
         "tokens_seen": loop.tokens_seen,
         "env_steps": loop.env_steps,
-        "objective": loop.objective.state() if hasattr(loop.objective, "state") else {},
+        "objective": _of_objective(loop),
         "extra_updates": loop.extra_updates,
         "put_back": loop.put_back,
         "reported": loop.reported,
@@ -135,15 +135,23 @@ def _optimizer_state(loop: Loop) -> dict | None:
 
 
 def stored_bytes(loop: Loop) -> int:
-    """Bytes carried from one experience to the next: strategy state and shared buffers."""
+    """Bytes carried from one experience to the next: state of strategies and objective, buffers."""
     if loop.experience is None:
         return 0
     total = sum(buffer.nbytes for buffer in loop.buffers.values())
+    total += _bytes_of(_of_objective(loop))
     for strategy in loop.plugins:
         declared = strategy.stored_bytes(loop)
-        if declared is None:
-            tensors: dict = {}
-            pack(dict(vars(strategy)), tensors, "state")
-            declared = sum(t.nbytes for t in tensors.values())
-        total += declared
+        total += _bytes_of(dict(vars(strategy))) if declared is None else declared
     return total
+
+
+def _of_objective(loop: Loop) -> dict:
+    """What an objective carries beside the model."""
+    return loop.objective.state() if hasattr(loop.objective, "state") else {}
+
+
+def _bytes_of(state: dict) -> int:
+    tensors: dict = {}
+    pack(state, tensors, "state")
+    return sum(t.nbytes for t in tensors.values())

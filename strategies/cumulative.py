@@ -31,6 +31,8 @@ class Cumulative(Strategy):
 
     def stored_bytes(self, loop) -> int:
         """All training data of the experiences so far."""
+        if loop.acts:  # environments are no data
+            return 0
         return sum(e.train.nbytes for e in so_far(loop))
 
     def data(self, loop, experience):

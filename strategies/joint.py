@@ -29,5 +29,7 @@ class Joint(Strategy):
         return Table.concat([e.train for e in loop.stream.experiences])
 
     def stored_bytes(self, loop) -> int:
-        """All training data of the experiences so far."""
+        """All training data of the experiences so far; environments are no data."""
+        if loop.acts:
+            return 0
         return sum(e.train.nbytes for e in loop.stream.experiences[: loop.experience.index + 1])

@@ -254,10 +254,6 @@ def alone(stream, k):
     )
 
 
-OPEN = pytest.mark.xfail(strict=False, reason="settings are not calibrated yet")
-
-
-@OPEN  # seeds 0 and 1 are there, seed 2 ended at 437
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_p13_ppo_balances_the_pole_within_100_000_steps(seed, tmp_path):
@@ -273,7 +269,6 @@ def test_p13_ppo_swings_the_acrobot_up(tmp_path):
     assert done.results["raw"]["return"][0][0] >= -110
 
 
-@OPEN  # but classic_mixed, where the pendulum is not learned after the acrobot
 @pytest.mark.slow
 @pytest.mark.parametrize("make", STREAMS)
 def test_cloning_learns_every_task(make, tmp_path):
@@ -283,7 +278,6 @@ def test_cloning_learns_every_task(make, tmp_path):
         assert row[i] >= 0.9, (stream.tasks[i].name, row)
 
 
-@OPEN  # but classic_mixed, half as good together as alone
 @pytest.mark.slow
 @pytest.mark.parametrize("make", STREAMS)
 def test_joint_training_solves_what_is_declared_solvable(make, tmp_path):

@@ -560,6 +560,21 @@ def test_a_resumed_run_goes_on_with_statistics_and_stored_steps(objective, tmp_p
     assert (part / "curves.jsonl").read_text() == (whole.dir / "curves.jsonl").read_text()
 
 
+def test_what_is_stored_between_tasks_is_counted_and_declared(tmp_path):
+    def cost(strategy, **settings):
+        results = cl.run(
+            "cartpole_actions", strategy, out=str(tmp_path), **SMALL | settings
+        ).results
+        return found.results["cost"]["stored_bytes"], found.results["needs"]
+
+    dqn = {"objective": "dqn"} | KEPT["dqn"]
+    # two observations of 5 numbers, action, reward, whether it ended: 53 bytes a step
+    assert cost("naive", **dqn) == (300 * 53, ["buffer"])
+    assert cost("naive", **dqn | {"objective.buffer": "reset"}) == (0, [])
+    small = {"objective.n_envs": 4, "objective.n_steps": 16}
+    assert cost("joint", **small)[0] == cost("cumulative", **small)[0] == 0
+
+
 @pytest.mark.parametrize("objective", ["ppo", "dqn"])
 def test_micro_batches_have_the_gradients_of_the_whole(objective):
     def gradients(parts):

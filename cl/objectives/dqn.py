@@ -72,6 +72,7 @@ class DQN(Acting):
         self.gamma, self.double, self.target_every = gamma, double, target_every
         self.capacity, self.buffer, self.starts = capacity, buffer, starts
         self.explore, self.epsilon = explore, epsilon
+        self.needs = ("buffer",) if buffer == "keep" else ()
         self.target: nn.Module | None = None
         self.held: dict[str, Tensor] = {}  # of stored steps [n, ...], a ring once it is full
         self.stored = 0  # steps that were ever put in
