@@ -562,10 +562,8 @@ def test_a_resumed_run_goes_on_with_statistics_and_stored_steps(objective, tmp_p
 
 def test_what_is_stored_between_tasks_is_counted_and_declared(tmp_path):
     def cost(strategy, **settings):
-        results = cl.run(
-            "cartpole_actions", strategy, out=str(tmp_path), **SMALL | settings
-        ).results
-        return found.results["cost"]["stored_bytes"], found.results["needs"]
+        run = cl.run("cartpole_actions", strategy, out=str(tmp_path), **SMALL | settings)
+        return run.results["cost"]["stored_bytes"], run.results["needs"]
 
     dqn = {"objective": "dqn"} | KEPT["dqn"]
     # two observations of 5 numbers, action, reward, whether it ended: 53 bytes a step
