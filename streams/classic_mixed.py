@@ -53,14 +53,19 @@ from streams._classic import LEVELS, swing_car, swing_links, swing_up
 
 SEEN, ACTIONS = 6, 3
 
-# calibrated on seed 100: a task alone, and one after the other. With an entropy coefficient of 0.01
-# Acrobot is not learned after CartPole, whose policy is too sure to try anything else
+# calibrated on seeds 100 to 105: Acrobot alone; 100 and 101: all at once, one after the other.
+# Acrobot is not always learned after CartPole, whose policy is too sure to try anything else; an
+# entropy coefficient of 0.1 helps there and is less sure alone. With units of tanh, which Acrobot's
+# speeds drive to their ends, Pendulum is not cloned last
 DEFAULTS = CARTPOLE | {
-    "ppo.objective.n_envs": 16,
-    "ppo.objective.gamma": 0.95,
+    "ppo.objective.n_envs": 24,
+    "ppo.objective.gamma": 0.97,
+    "ppo.objective.lam": 0.9,
     "ppo.objective.entropy_coef": 0.05,
-    "ppo.train.lr": 1e-3,
     "ppo.eval.every": 320,
+    "cloning.model.activation": "relu",
+    "cloning.train.lr": 3e-3,
+    "cloning.train.epochs": 100,
 }
 
 

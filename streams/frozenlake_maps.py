@@ -45,12 +45,14 @@ LEAST, MOST = 0.5, 0.2  # returns on a random map: of the best policy, of the ra
 DISCOUNTS = (0.9999, 0.999, 0.99, 0.98, 0.95, 0.9)
 TRIES = 200  # random maps to look at for one that is new and fit
 
-# calibrated on seeds from 100 on, on Gymnasium's own 4x4 map
+# calibrated on seeds 100 to 102: Gymnasium's own 4x4 map, and three maps in turn. A discount of
+# 0.99 makes haste on ice that is better crossed with patience
 DEFAULTS = {
     "ppo.objective.n_envs": 16,
-    "ppo.objective.n_steps": 128,
+    "ppo.objective.n_steps": 64,
     "ppo.objective.passes": 10,
-    "ppo.objective.entropy_coef": 0.01,
+    "ppo.objective.gamma": 0.999,
+    "ppo.objective.entropy_coef": 0.02,
     "ppo.train.batch_size": 256,
     "ppo.train.lr": 1e-3,
     "ppo.train.eps": 1e-5,
