@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from _readme import put
 from joblib import Parallel, delayed
 from scipy.stats import t
 
 import cl
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CIFAR10_PATH = Path(os.environ.get("CL_DATA", ROOT.parent / "shared" / "data")) / "cifar10-jpeg.zip"
 GROUPS = {
@@ -141,11 +140,7 @@ def main() -> None:
     text = table(bench, names, seeds, arguments.jobs, out)
     print(text)
     if arguments.write:
-        start, end = f"<!-- {bench.name} -->", f"<!-- /{bench.name} -->"
-        pattern = re.escape(start) + r".*?" + re.escape(end)
-        readme = README.read_text(encoding="utf-8")
-        filled = re.sub(pattern, lambda _: f"{start}\n{text}\n{end}", readme, flags=re.S)
-        README.write_text(filled, encoding="utf-8")
+        put(bench.name, text)
 
 
 if __name__ == "__main__":

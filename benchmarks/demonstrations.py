@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
 from pathlib import Path
 
 import numpy as np
+from _readme import put
 from joblib import Parallel, delayed
 from scipy.stats import t
 
 import cl
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 KINDS = ("canonical", "foreign", "own", "oracle")
 ARMS = ("sft", "hft+sft")
 CASES = [(arm, kind) for arm in ARMS for kind in KINDS] + [("rft", None)]
@@ -85,11 +84,7 @@ def main() -> None:
     text = table(seeds, arguments.jobs, arguments.out)
     print(text)
     if arguments.write:
-        start, end = "<!-- demonstrations -->", "<!-- /demonstrations -->"
-        pattern = re.escape(start) + r".*?" + re.escape(end)
-        readme = README.read_text(encoding="utf-8")
-        filled = re.sub(pattern, lambda _: f"{start}\n{text}\n{end}", readme, flags=re.S)
-        README.write_text(filled, encoding="utf-8")
+        put("demonstrations", text)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,15 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 
 import gymnasium as gym
 import numpy as np
+from _readme import put
 
 from cl.environments import NATIVE, make
 
 FEWER = 20  # steps of ours for one of Gymnasium's
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- environments -->", "<!-- /environments -->"
 
 
 def main() -> None:
@@ -50,7 +48,7 @@ def main() -> None:
     text = "\n".join(lines) + f"\n\n({about(args)})"
     print(text)
     if args.write:
-        write_readme(text)
+        put("environments", text)
 
 
 def about(args: argparse.Namespace) -> str:
@@ -59,13 +57,6 @@ def about(args: argparse.Namespace) -> str:
     named |= {"gymnasium": gym.__version__, "device": platform.machine(), "cores": os.cpu_count()}
     named |= {"copies": args.copies, "steps": args.steps, "rounds": args.rounds}
     return ", ".join(f"{key} {value}" for key, value in named.items())
-
-
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(START)[0], readme.partition(END)[2]
-    README.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
 
 
 def compare(id: str, n: int, steps: int, rounds: int) -> tuple[float, float, float, float]:

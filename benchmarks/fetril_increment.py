@@ -36,6 +36,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from _readme import put
 from torch import Tensor, nn
 
 from cl.evaluation import InferenceBatch
@@ -50,7 +51,6 @@ from strategies.fetril import FeTrIL
 from strategies.naive import Naive
 
 SEED = 0
-README = Path(__file__).parents[1] / "README.md"
 SVM, FC, NAIVE = "cl, svm", "cl, fc", "cl, naive"
 PYCIL, PYCIL_FC, PYCIL_SVM = "PyCIL", "PyCIL's fc alone", "PyCIL's SVM alone"
 PYCIL_ARGS = {  # its exps/fetril.json, but for the device and the first state's epochs
@@ -352,14 +352,6 @@ def table(rows: list[list]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    start, end = "<!-- fetril_increment -->", "<!-- /fetril_increment -->"
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(start)[0], readme.partition(end)[2]
-    README.write_text(f"{head}{start}\n{text}\n{end}{tail}", encoding="utf-8")
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -404,7 +396,7 @@ def main() -> None:
     text = f"{table(rows)}\n\n({', '.join(f'{key} {value}' for key, value in about.items())})"
     print(text)
     if args.write:
-        write_readme(text)
+        put("fetril_increment", text)
 
 
 if __name__ == "__main__":

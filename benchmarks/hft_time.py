@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import argparse
 import platform
-import re
 import time
-from pathlib import Path
 from statistics import median
 
 import torch
 import transformers
+from _readme import put
 from torch import nn
 
 from cl.loop import Loop
@@ -40,7 +39,6 @@ from strategies.sft import SFT
 
 UPDATES = 12
 FULL, HALF = "sft", "hft+sft"
-README = Path(__file__).parents[1] / "README.md"
 
 
 class Stopwatch(Strategy):
@@ -158,11 +156,7 @@ def main() -> None:
     text = table(args)
     print(text)
     if args.write:
-        start, end = "<!-- hft_time -->", "<!-- /hft_time -->"
-        pattern = re.escape(start) + r".*?" + re.escape(end)
-        readme = README.read_text(encoding="utf-8")
-        filled = re.sub(pattern, lambda _: f"{start}\n{text}\n{end}", readme, flags=re.S)
-        README.write_text(filled, encoding="utf-8")
+        put("hft_time", text)
 
 
 if __name__ == "__main__":

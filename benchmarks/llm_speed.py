@@ -31,11 +31,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 from io import StringIO
-from pathlib import Path
 from statistics import median
 
 import torch
 import torch.nn.functional as F
+from _readme import put
 from torch import Tensor, nn
 
 from cl.loop import Loop
@@ -57,8 +57,6 @@ ANSWERS, GROUP, ANSWER, STEPS = 64, 8, 16, 12
 OURS, BARE = "cl", "bare PyTorch"
 TRL = {"TRL, lean": True, "TRL, its defaults": False}
 Timed = Callable[[], tuple[float, float]]  # says when its training began
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- llm_speed -->", "<!-- /llm_speed -->"
 
 
 # -- what all contestants get ----------------------------------------------------------------------
@@ -368,13 +366,6 @@ def table(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in rows)
 
 
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(START)[0], readme.partition(END)[2]
-    README.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def about(args: argparse.Namespace) -> str:
     """What the numbers depend on."""
     named = {"python": platform.python_version(), "torch": torch.__version__}
@@ -408,7 +399,7 @@ def main() -> None:
     text = f"{table(lines)}\n\n({about(args)})"
     print(text)
     if args.write:
-        write_readme(text)
+        put("llm_speed", text)
 
 
 if __name__ == "__main__":

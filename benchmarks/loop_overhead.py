@@ -31,6 +31,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from _readme import put
 from avalanche.benchmarks import benchmark_from_datasets
 from avalanche.benchmarks.utils import as_classification_dataset
 from avalanche.training.plugins import EvaluationPlugin
@@ -55,7 +56,6 @@ LR, MOMENTUM = 0.01, 0.9
 OURS, BARE, AVALANCHE = "cl", "bare PyTorch", "Avalanche"
 AVALANCHE_DEFAULT = "Avalanche, default evaluator"
 AUGMENT = ("crop", "flip")
-README = Path(__file__).parents[1] / "README.md"
 
 
 @dataclass(frozen=True)
@@ -424,15 +424,6 @@ def table(rows: list[Row], markdown: bool) -> str:
     )
 
 
-def write_readme(text: str, about: dict) -> None:
-    """Replace what stands between the README's markers."""
-    start, end = "<!-- loop_overhead -->", "<!-- /loop_overhead -->"
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(start)[0], readme.partition(end)[2]
-    setting = ", ".join(f"{key} {value}" for key, value in about.items())
-    README.write_text(f"{head}{start}\n{text}\n\n({setting})\n{end}{tail}", encoding="utf-8")
-
-
 def environment(args: argparse.Namespace) -> dict:
     """What the numbers depend on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -482,7 +473,8 @@ def main() -> None:
     print(table(rows, args.markdown))
     print(f"\n{time.perf_counter() - started:.0f} s")
     if args.write:
-        write_readme(table(rows, markdown=True), about)
+        setting = ", ".join(f"{key} {value}" for key, value in about.items())
+        put("loop_overhead", f"{table(rows, markdown=True)}\n\n({setting})")
     if args.json:
         args.json.write_text(json.dumps({**about, "rows": [asdict(r) for r in rows]}, indent=1))
 

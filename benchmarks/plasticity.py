@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import statistics
 import time
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
-from baselines import README, ROOT, interval
+from _readme import put
+from baselines import ROOT, interval
 from joblib import Parallel, delayed
 
 import cl
@@ -138,11 +138,7 @@ def main() -> None:
     text = table(runs, overhead(arguments.path, arguments.out))
     print(text)
     if arguments.write:
-        start, end = "<!-- plasticity -->", "<!-- /plasticity -->"
-        pattern = re.escape(start) + r".*?" + re.escape(end)
-        readme = README.read_text(encoding="utf-8")
-        filled = re.sub(pattern, lambda _: f"{start}\n{text}\n{end}", readme, flags=re.S)
-        README.write_text(filled, encoding="utf-8")
+        put("plasticity", text)
 
 
 if __name__ == "__main__":

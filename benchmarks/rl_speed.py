@@ -30,11 +30,11 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import torch
+from _readme import put
 from torch import nn
 
 import cl
@@ -49,8 +49,6 @@ from cl.settings import Eval, Train
 N_ENVS, N_STEPS, PASSES, BATCH, LR = 8, 128, 10, 256, 3e-4
 FIRST_SEED, EPISODES = 100, 100
 OURS, WHOLE, SB3 = "cl", "cl run", "Stable-Baselines3"
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- rl_speed -->", "<!-- /rl_speed -->"
 
 Actor = Callable[[np.ndarray], np.ndarray]  # observations [n, 4] -> actions [n]
 Trained = Callable[[], Actor]
@@ -222,13 +220,6 @@ def table(steps: int, times: dict[str, list[tuple]], returns: dict[str, list[flo
     return "\n".join("| " + " | ".join(line) + " |" for line in rows)
 
 
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(START)[0], readme.partition(END)[2]
-    README.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def about(args: argparse.Namespace) -> str:
     """What the numbers depend on."""
     named = {"python": platform.python_version(), "torch": torch.__version__}
@@ -253,7 +244,7 @@ def main() -> None:
     text = f"{table(args.steps, *interleave(args.steps, args.rounds))}\n\n({about(args)})"
     print(text)
     if args.write:
-        write_readme(text)
+        put("rl_speed", text)
 
 
 if __name__ == "__main__":

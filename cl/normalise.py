@@ -63,11 +63,6 @@ class Normaliser:
             mean = rows.mean(0)
             self._add(len(rows), mean, np.square(rows - mean).sum(0))
 
-    def merge(self, other: Normaliser) -> None:
-        """Take in what another one without a prior has seen."""
-        if other.count:
-            self._add(other.count, other.mean, other.squares)
-
     def _add(self, n: float, mean: np.ndarray, squares: np.ndarray) -> None:
         both, far = self.count + n, mean - self.mean
         self.mean = self.mean + far * n / both

@@ -27,11 +27,6 @@ LOG_2_PI = math.log(2 * math.pi)
 TINY = 2.0**-60  # of a uniform number: its logarithm must be finite
 
 
-def restricted(scores: Tensor, allowed: Tensor | None) -> Tensor:
-    """Scores with -inf where allowed, bool [..., A] or [A], is false."""
-    return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
-
-
 def logp(scores: Tensor, actions: Tensor, log_std: Tensor | None = None) -> Tensor:
     """Log-probability, or its density, of each action: [...] [nats]."""
     if log_std is None and scores.dim() == 2:  # the usual case, in fewer steps

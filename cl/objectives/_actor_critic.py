@@ -65,32 +65,6 @@ def gae(
     return found, found + values
 
 
-@torch.no_grad()
-def n_step_returns(
-    rewards: Tensor,
-    values: Tensor,
-    last_values: Tensor,
-    terminated: Tensor,
-    truncated: Tensor,
-    *,
-    gamma: float,
-    n: int,
-    final_values: Tensor | None = None,
-) -> Tensor:
-    """Sum of up to n discounted rewards and V of what follows them, float32 [T, n_envs].
-
-    Fewer than n where the episode or the rollout ends before; arguments as of `gae`.
-    """
-    rewards, values = rewards.float(), values.float()
-    following = successors(values, last_values, terminated, truncated, final_values)
-    cut = terminated | truncated
-    found = rewards + gamma * following  # one step
-    for _ in range(n - 1):
-        longer = torch.cat([found[1:], following[-1:]])
-        found = rewards + gamma * torch.where(cut, following, longer)
-    return found
-
-
 def successors(
     values: Tensor,
     last_values: Tensor,
