@@ -13,8 +13,9 @@ Needs     experience boundaries; no task labels (with them F is taken among the 
 Defaults  lam, fisher_samples: ours; the paper's lam is 400 on Atari. With SGD a pull is stable only
           while lr lam F < 2 (1 + momentum); before batch norm F reaches 10, hence lam=1. Without
           batch norm lam=10 to 100 at lr=0.05 protects far better. Policies are sure of what they
-          do, and their F is small: up to lam=100 nothing is held with ppo, from 1e4 the first task
-          is (Continual World: 1e4)
+          do, and their F is small. With ppo on cartpole_actions, whose tasks want opposite actions,
+          it is one or the other: up to lam=1000 the first task is lost, from 3000 the second is
+          not learned (Continual World: 1e4); on physics and maps 300 to 1000 hold much of both
 Departs   F of parameters that are trained at the experience's end, the growing head included (the
           paper's tasks have heads of their own or share all outputs); new head rows are free;
           F in evaluation mode, without augmentation (the paper does not say); fisher=true is the

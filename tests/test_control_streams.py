@@ -264,7 +264,7 @@ def test_p13_ppo_balances_the_pole_within_100_000_steps(seed, tmp_path):
 
 @pytest.mark.slow
 def test_p13_ppo_swings_the_acrobot_up(tmp_path):
-    task = {"tasks": ["acrobot"], "n_test": 20, "n_val": 0}
+    task = {"tasks": ["acrobot"], "steps": 131_072, "n_test": 20, "n_val": 0}
     done = learned("classic_mixed", tmp_path, stream=task)
     assert done.results["raw"]["return"][0][0] >= -110
 
