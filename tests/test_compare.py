@@ -18,7 +18,7 @@ from cl.cli import main
 from cl.comparison import compared
 from cl.comparison.files import default_out
 from cl.errors import BadValue, DataError, UnknownName, UsageError
-from cl.folder import read_results
+from cl.folder import read_results, slug
 
 ROOT = Path(__file__).parents[1]
 PLAIN = [(0.9, 0.2, 0.8), (0.8, 0.1, 0.9), (1.0, 0.3, 0.8)]  # (first, kept, new) of seeds 0, 1, 2
@@ -155,9 +155,9 @@ def test_an_undefined_measure_is_a_dash_with_its_reason(two_arms, capsys):
     assert code == 0
     row = next(line for line in out.splitlines() if line.startswith("│ late"))
     assert row.split("│")[4].strip() == row.split("│")[5].strip() == "—"
-    assert "— late: plasticity, stability: scored at the end only" in out
+    assert "— plasticity, stability of late: scored at the end only" in out
     table = (two_arms / "compare" / "all" / "table.md").read_text()
-    assert "- — late: plasticity, stability: scored at the end only" in table
+    assert "- — plasticity, stability of late: scored at the end only" in table
 
 
 def test_a_measure_that_some_seeds_lack_is_not_averaged_over_the_others(two_arms):
@@ -501,11 +501,14 @@ def test_comparing_again_gives_the_same_and_leaves_runs_as_they_are(two_arms, ca
         (["made/naive"], "compare/made-naive"),
         (["made/naive", "made/keeps"], "compare/made-naive+made-keeps"),
         (["made/keeps/seed0"], "compare/made-keeps-seed0"),
+        (["made/keeps/seed0/results.json"], "compare/made-keeps-seed0"),
+        (["other place/é"], None),
     ],
 )
 def test_the_default_place_is_beside_the_runs(given, place, two_arms, monkeypatch):
     monkeypatch.chdir(two_arms)
-    assert default_out(compared(given)) == Path(place)
+    written(two_arms / "other place" / "é", results_of(*PLAIN[0]))
+    assert default_out(compared(given)) == Path(place or f"other place/compare/{slug('é')}")
 
 
 REFUSED = {

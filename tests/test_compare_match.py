@@ -220,7 +220,7 @@ def test_the_table_says_where_each_arm_is_and_what_it_keeps(tmp_path, capsys, mo
     assert "made: new task's validation score at 0.9, along updates" in out
     part = out[out.index("along updates") :].splitlines()
     cells = [[c.strip() for c in row.split("│")[1:-1]] for row in part if row.startswith("│")]
-    assert cells[0] == ["naive", "1", "10", "0.900", "0.800", "—", "—"]
+    assert cells[0] == ["naive", "1", "10", "0.900", "0.800", "—", "—"], "what others are minus"
     assert cells[1] == ["keeps", "1", "20", "0.800", "0.650", "-0.150", "—"]
     assert "along updates" in (tmp_path / "compare" / "all" / "table.md").read_text()
 

@@ -15,7 +15,7 @@ from typing import Any
 from cl.comparison.arms import sections_of
 from cl.comparison.match import Matching, level_of, matching, unmatched
 from cl.comparison.measured import Table, tables_of
-from cl.comparison.read import Note, Run, runs_in, shown
+from cl.comparison.read import Note, Run, given, runs_in, shown
 from cl.comparison.remarks import capped, remark
 from cl.errors import BadValue, DataError
 
@@ -86,8 +86,9 @@ def compared(
         raise BadValue(f"--within must be above 0, got {within:g}")
     if not folders:
         raise BadValue("cl compare takes run folders or folders of them")
+    places = list(dict.fromkeys(map(given, folders)))
     notes: list[Note] = []
-    runs = runs_in(folders, notes)
+    runs = runs_in(places, notes)
     sections = sections_of(runs, notes)
     remark(sections, notes)
     found = tables_of(sections, baseline, within, notes)
@@ -98,7 +99,7 @@ def compared(
         where = f"{t.section.title}: " if len(found) > 1 else ""
         lines = [] if of is None else unmatched(t.section, of)
         notes += [Note("match", f"{where}not matched, {line}") for line in lines]
-    return Comparison([Path(folder) for folder in folders], runs, notes, found, matched)
+    return Comparison(places, runs, notes, found, matched)
 
 
 def nothing(found: Comparison) -> DataError:

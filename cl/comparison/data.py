@@ -116,7 +116,10 @@ def _matched(found: Matching) -> dict[str, Any]:
         for way in found.ways
         for m in found.along(way)
     ]
-    differences = {w: [_difference(d) for d in ds] for w, ds in found.differences.items()}
+    differences = {
+        way: [{**_difference(d), "minus": found.base[way]} for d in ds]
+        for way, ds in found.differences.items()
+    }
     return {"new_task": found.level, "rows": rows, "differences": differences}
 
 

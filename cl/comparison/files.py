@@ -21,7 +21,7 @@ from cl.comparison.events import write_events
 from cl.comparison.figures import pictures
 from cl.comparison.labels import PAPER
 from cl.comparison.page import Drawn, Part, page
-from cl.comparison.read import MARK, Note, Run, shown
+from cl.comparison.read import MARK, Note, Run, nearby, shown
 from cl.comparison.tables import (
     Cells,
     differences_cells,
@@ -49,10 +49,11 @@ def default_out(found: Comparison) -> Path:
     root = next(iter(known)) if len(known) == 1 and None not in homes else common
     if not common.is_relative_to(root):  # a folder above the one that holds the streams
         root = common
+    if (root / "results.json").exists():
+        root = root.parent
     names = [str(folder.relative_to(root)) for folder in given]
     name = "+".join("all" if name == "." else name.replace(os.sep, "-") for name in names)
-    path = root / "compare" / slug(name)
-    return Path(shown(path))
+    return nearby(root / "compare" / slug(name))
 
 
 def _home(run: Run) -> Path | None:

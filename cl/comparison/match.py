@@ -49,6 +49,7 @@ class Matched:
     """
 
     label: str
+    strategy: str
     arms: tuple[str, ...]
     along: str
     at: float | None
@@ -58,11 +59,15 @@ class Matched:
 
 @dataclass
 class Matching:
-    """All that could be matched in a section, way by way, with differences from the baseline."""
+    """All that could be matched in a section, way by way.
+
+    base: by way the row that others are compared with, the baseline or one of its strategy.
+    """
 
     level: float
     rows: list[Matched]
-    differences: dict[str, list[Difference]]  # by `along`
+    base: dict[str, str]
+    differences: dict[str, list[Difference]]
 
     def along(self, way: str) -> list[Matched]:
         """Rows of one way, those with most kept first."""
@@ -96,15 +101,17 @@ def matching(section: Section, level: float, baseline: Arm) -> Matching:
     rows = [found for arm in section.arms if (found := _along_updates(arm, level)) is not None]
     for key, arms in _families(section.arms):
         rows.append(_along_setting(key, arms, level))
-    differences = {}
+    base, differences = {}, {}
     for way in dict.fromkeys(row.along for row in rows):
         own = [row for row in rows if row.along == way and row.old.estimate is not None]
-        base = next((row for row in own if baseline.label in row.arms), None)
-        if base is not None:
-            domain = section.example["domain"]
+        first = [row for row in own if baseline.label in row.arms]
+        first += [row for row in own if row.strategy == baseline.strategy]
+        if first and len(own) > 1:
             values = {row.label: row.old.by_seed for row in own}
-            differences[way] = differences_from(base.label, OLD, values, domain)
-    return Matching(level, rows, differences)
+            base[way] = first[0].label
+            domain = section.example["domain"]
+            differences[way] = differences_from(base[way], OLD, values, domain)
+    return Matching(level, rows, base, differences)
 
 
 def unmatched(section: Section, found: Matching) -> list[str]:
@@ -141,7 +148,7 @@ def _along_updates(arm: Arm, level: float) -> Matched | None:
             found[seed] = crossings(run, level)
         except BadValue as short:
             missing = Value(None, {}, reason=f"seed {seed}: {short}")
-            return Matched(arm.label, (arm.label,), UPDATES, None, missing, missing)
+            return Matched(arm.label, arm.strategy, (arm.label,), UPDATES, None, missing, missing)
     at = np.mean([c.at for own in found.values() for c in own])
     new, old = (
         _value(
@@ -149,7 +156,7 @@ def _along_updates(arm: Arm, level: float) -> Matched | None:
         )
         for name in ("new", "old")
     )
-    return Matched(arm.label, (arm.label,), UPDATES, float(at), new, old)
+    return Matched(arm.label, arm.strategy, (arm.label,), UPDATES, float(at), new, old)
 
 
 def crossings(run: Run, level: float) -> list[_Crossing]:
@@ -226,7 +233,7 @@ def _along_setting(key: str, arms: list[Arm], level: float) -> Matched:
 
     def missing(why: str) -> Matched:
         value = Value(None, {}, reason=why)
-        return Matched(label, labels, short, None, value, value)
+        return Matched(label, arms[0].strategy, labels, short, None, value, value)
 
     seeds = [s for s in arms[0].seeds if all(s in arm.runs for arm in arms)]
     if not seeds:
@@ -244,7 +251,7 @@ def _along_setting(key: str, arms: list[Arm], level: float) -> Matched:
     at = (1 - w) * arms[k].own[key] + w * arms[k + 1].own[key]
     mixed = (1 - w) * scores[k] + w * scores[k + 1]  # [S, 4]
     new, old = (_value(dict(zip(seeds, mixed[:, c].tolist())), arms[0]) for c in (2, 3))
-    return Matched(label, labels, short, at, new, old)
+    return Matched(label, arms[0].strategy, labels, short, at, new, old)
 
 
 def _between(V: np.ndarray, k: int, level: float) -> tuple[int, float] | None:

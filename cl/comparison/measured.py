@@ -139,20 +139,18 @@ class Table:
         return self.values[arm.label][name]
 
     @property
-    def footnotes(self) -> dict[str, list[str]]:
-        """{reason: the arms and measures that have no value for it}."""
-        found: dict[str, dict[str, list[str]]] = {}
+    def footnotes(self) -> dict[str, dict[tuple[str, ...], list[str]]]:
+        """{reason: {measures: arms that have none of them}}."""
+        found: dict[str, dict[tuple[str, ...], list[str]]] = {}
         for arm in self.arms:
+            missing: dict[str, list[str]] = {}
             for column in self.columns:
                 value = self.value(arm, column.name)
                 if value.estimate is None:
-                    found.setdefault(value.reason, {}).setdefault(arm.label, []).append(
-                        column.title
-                    )
-        return {
-            reason: [f"{label}: {', '.join(titles)}" for label, titles in by_arm.items()]
-            for reason, by_arm in found.items()
-        }
+                    missing.setdefault(value.reason, []).append(column.title)
+            for why, titles in missing.items():
+                found.setdefault(why, {}).setdefault(tuple(titles), []).append(arm.label)
+        return found
 
 
 def table(section: Section, baseline: str | None, within: float) -> Table:

@@ -58,11 +58,11 @@ class Run:
         return self.results["seed"]
 
 
-def runs_in(paths: Sequence[str | Path], notes: list[Note]) -> list[Run]:
-    """All finished runs under `paths`, in order; the others are noted. Raises UsageError."""
+def runs_in(folders: Sequence[Path], notes: list[Note]) -> list[Run]:
+    """All finished runs under `folders`, in order; the others are noted."""
     recipes: dict[str, dict[str, Any]] = {}
     found = []
-    for folder in _run_folders([_given(path) for path in paths], notes):
+    for folder in _run_folders(folders, notes):
         try:
             results = read_results(folder)
         except DataError as error:
@@ -85,10 +85,14 @@ def runs_in(paths: Sequence[str | Path], notes: list[Note]) -> list[Run]:
 
 def shown(path: Path) -> str:
     """A path for people: relative where that is shorter, one printable line."""
+    return _shown(str(nearby(path)))
+
+
+def nearby(path: Path) -> Path:
+    """The same path, relative where it lies in the current folder."""
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)
-    text = relative if not relative.startswith("..") else absolute
-    return _shown(text)
+    return Path(absolute if relative.startswith("..") else relative)
 
 
 def curve_lines(run: Run) -> list[dict]:
@@ -125,8 +129,8 @@ def _is_line(line: Any, J: int, E: int) -> bool:
     return numbers and placed and isinstance(line.get("updates"), int)
 
 
-def _given(path: str | Path) -> Path:
-    """A folder of the command line; a results.json stands for its folder."""
+def given(path: str | Path) -> Path:
+    """A folder that a user named; a results.json stands for its own. Raises UsageError."""
     path = Path(path)
     if path.is_dir():
         return path
@@ -141,7 +145,7 @@ def _given(path: str | Path) -> Path:
     raise UsageError(f"no folder {str(path)!r}{nearest(path.name, beside)}")
 
 
-def _run_folders(roots: list[Path], notes: list[Note]) -> Iterator[Path]:
+def _run_folders(roots: Sequence[Path], notes: list[Note]) -> Iterator[Path]:
     """Every folder with a results.json, each once."""
     seen: set[str] = set()
     stack = [(root, ()) for root in reversed(roots)]

@@ -13,12 +13,11 @@ from rich.text import Text
 from cl.comparison.arms import Arm
 from cl.comparison.match import Matching
 from cl.comparison.measured import COSTS, SCORE, Column, Difference, Table, Value
-from cl.comparison.remarks import selection
+from cl.comparison.remarks import listed, selection
 from cl.display import bytes_text
 from cl.statistics import Estimate
 
 NONE = "—"
-MOST_NAMED = 8  # arms in a footnote
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,10 @@ def matched_cells(table: Table, found: Matching, way: str) -> Cells:
         at = NONE if m.at is None else f"{m.at:.4g}"
         row = [m.label, str(len(m.old.by_seed)), at]
         row += [interval(v.estimate) for v in (m.new, m.old)]
-        rows.append(row + _of_difference(differences.get(m.label), extra=False))
+        gain = _of_difference(differences.get(m.label), extra=False) if differences else []
+        rows.append(row + gain)
     head = ["strategy", "seeds", f"at {way}", "new task (test)", "old tasks (test)"]
-    head += [f"Δ from {table.baseline.label}", "p"]
+    head += [f"Δ from {found.base[way]}", "p"] if differences else []
     level = f"{found.level:g}"
     title = f"{table.section.title}: new task's validation score at {level}, along {way}"
     return Cells(title, head, rows)
@@ -107,10 +107,10 @@ def interval(e: Estimate | None) -> str:
     if e is None:
         return NONE
     if not math.isfinite(e.low):
-        return f"{e.mean:.3f}"
+        return f"{e.mean:z.3f}"
     up, down = e.high - e.mean, e.mean - e.low
     if math.isclose(up, down, rel_tol=1e-6, abs_tol=1e-9):
-        return f"{e.mean:.3f} ± {up:.3f}"
+        return f"{e.mean:z.3f} ± {up:.3f}"
     return str(e)
 
 
@@ -172,7 +172,7 @@ def show(cells: Cells, out: Console) -> None:
 def is_text(cells: Cells, k: int) -> bool:
     """Whether a column holds words, not numbers."""
     words = [row[k] for row in cells.rows if row[k] != NONE]
-    return not words or any(not word.startswith(tuple("0123456789-<")) for word in words)
+    return any(not word.startswith(tuple("0123456789-<")) for word in words)
 
 
 def _lines_of(head: str) -> list[str]:
@@ -199,14 +199,12 @@ def _escaped(text: str) -> str:
 
 
 def footnotes(table: Table) -> list[str]:
-    """Why a cell is empty: a line for each reason."""
+    """Why a cell is empty, a line each."""
     return [
-        f"{'; '.join(who[:MOST_NAMED])}{_more(who)}: {why}" for why, who in table.footnotes.items()
+        f"{', '.join(titles)} of {listed(arms)}: {why}"
+        for why, found in table.footnotes.items()
+        for titles, arms in found.items()
     ]
-
-
-def _more(who: list[str]) -> str:
-    return f"; and {len(who) - MOST_NAMED} more" if len(who) > MOST_NAMED else ""
 
 
 def legend(table: Table) -> list[str]:
