@@ -20,7 +20,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from cl.comparison import compared
 from cl.comparison.figures import drawn_arms, pictures
 from cl.comparison.files import write
-from cl.comparison.labels import COLOURS, INK, PAPER, place, spread, styles
+from cl.comparison.labels import COLOURS, INK, PAPER, near, place, spread, styles
 
 OKABE_ITO = {
     *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
@@ -96,6 +96,23 @@ def test_labels_of_points_lie_neither_on_each_other_nor_outside(spread_of):
     assert all(x >= 0 and y >= 0 and r <= 640 and t <= 420 for x, y, r, t in boxes)
 
 
+def test_points_that_can_not_be_told_apart_are_named_together():
+    points = np.array([[0, 0], [100, 0], [3, 4], [3, 9], [103, -1], [200, 0]])
+    assert near(points, 6) == [[3, 2, 0], [1, 4], [5]]
+    assert near(points, 1) == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_a_line_to_a_point_crosses_no_other_label():
+    points = [(300, 200), (340, 200), (380, 200), (420, 200)]
+    sizes = [(60, 14)] * 4
+    corners = place(points, sizes, (0, 0, 640, 420))
+    for k, (point, (x, y)) in enumerate(zip(points, corners)):
+        along = np.linspace(point, np.clip(point, (x, y), (x + 60, y + 14)), 50)
+        for other, (a, b) in enumerate(corners):
+            on = ((along > (a, b)) & (along < (a + 60, b + 14))).all(1).any()
+            assert other == k or not on
+
+
 def test_a_lone_label_is_beside_its_point():
     ((x, y),) = place([(100, 100)], [(50, 12)], (0, 0, 400, 300))
     nearest = np.clip(100, x, x + 50), np.clip(100, y, y + 12)
@@ -125,7 +142,7 @@ def test_names_in_pictures_lie_on_no_other_and_inside(n, tmp_path):
         assert apart(boxes), picture.name
         right, top = picture.figure.get_size_inches() * picture.figure.dpi
         assert all(b[0] >= 0 and b[1] >= 0 and b[2] <= right and b[3] <= top for b in boxes)
-        names = {t.get_text() for t in texts}
+        names = {name for t in texts for name in t.get_text().split("\n")}
         if picture.name in ("curves", "plane", "cost"):
             assert names == {arm.label for arm in table.arms}
         for axes in picture.figure.axes:

@@ -18,11 +18,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cl.comparison.arms import Arm
-from cl.comparison.labels import FAINT, INK, PAPER, Style, place, short, spread
+from cl.comparison.labels import FAINT, INK, PAPER, Style, near, place, short, spread
 from cl.comparison.measured import Table
 
 DPI = 100
 LINE = 14.5  # pixels that a name needs
+NEAR = 6  # pixels between marks that can't be told apart
 RC = {
     "font.size": 9.5,
     "axes.edgecolor": FAINT,
@@ -133,29 +134,35 @@ def name_ends(axes: Axes, ends: dict[str, tuple[float, float]], look: dict[str, 
     wanted = [axes.transData.transform((right, y))[1] for _, y in ends.values()]
     places = spread(wanted, LINE, box.y0 + 4, box.y1 - 2)
     for (label, point), at in zip(ends.items(), places, strict=True):
-        _name(axes, label, look[label], point, (box.x1 + 24, at), "left", (0, 0.5))
+        _name(axes, short(label), look[label], point, (box.x1 + 24, at), "left", (0, 0.5))
 
 
 def name_points(
     axes: Axes, labels: list[str], points: np.ndarray, look: dict[str, Style], lines: np.ndarray
 ) -> None:
-    """Names beside points [N, 2], none on another, off the dots `lines` [K, 2] if there is room."""
-    texts = [axes.text(0, 0, short(label), transform=None) for label in labels]
+    """Names beside points [N, 2], none on another, off the dots `lines` [K, 2] if there is room.
+
+    Points that can't be told apart have their names in one list, the upper one's first.
+    """
+    pixels = axes.transData.transform(points)
+    groups = near(pixels, NEAR)
+    names = ["\n".join(short(labels[k]) for k in group) for group in groups]
+    texts = [axes.text(0, 0, name, transform=None) for name in names]
     renderer = axes.figure.canvas.get_renderer()
     sizes = [(b.width, b.height) for b in (t.get_window_extent(renderer) for t in texts)]
     for text in texts:
         text.remove()
-    inside = axes.get_window_extent()
-    pixels, dots = axes.transData.transform(points), axes.transData.transform(lines)
+    inside, dots = axes.get_window_extent(), axes.transData.transform(lines)
     bounds = inside.x0 + 2, inside.y0 + 2, inside.x1 - 2, inside.y1 - 2
-    corners = place(pixels, sizes, bounds, dots)
-    for k, label in enumerate(labels):
-        size, corner = np.array(sizes[k]), np.array(corners[k])
+    first = [group[0] for group in groups]
+    for k, corner in zip(first, place(pixels[first], sizes, bounds, dots), strict=True):
+        name, size = names[first.index(k)], np.array(sizes[first.index(k)])
         hold = tuple(np.clip((pixels[k] - corner) / size, 0, 1))  # the part of it that is nearest
-        _name(axes, label, look[label], points[k], corner + size / 2, "center", hold)
+        middle = np.array(corner) + size / 2
+        _name(axes, name, look[labels[k]], points[k], middle, "center", hold)
 
 
-def _name(axes: Axes, label: str, style: Style, point, pixels, side: str, hold: tuple) -> None:
+def _name(axes: Axes, name: str, style: Style, point, pixels, side: str, hold: tuple) -> None:
     """A name at a place in pixels with a line to its point, from `hold` of its box.
 
     The place is kept in points from the point itself, so that it holds at any resolution.
@@ -163,7 +170,7 @@ def _name(axes: Axes, label: str, style: Style, point, pixels, side: str, hold: 
     offset = (np.array(pixels) - axes.transData.transform(point)) * 72 / DPI
     line = {"arrowstyle": "-", "color": style.colour, "lw": 0.9, "shrinkA": 1, "shrinkB": 4}
     axes.annotate(
-        short(label),
+        name,
         xy=point,
         xytext=tuple(offset),
         textcoords="offset points",

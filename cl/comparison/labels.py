@@ -68,6 +68,19 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return found
 
 
+def near(points: np.ndarray, distance: float) -> list[list[int]]:
+    """Positions of points [N, 2] in groups, each of them close to another one of its group.
+
+    Within a group from top to bottom.
+    """
+    groups: list[list[int]] = []
+    for k, point in enumerate(points):
+        close = [g for g in groups if np.hypot(*(points[g] - point).T).min() < distance]
+        groups = [g for g in groups if g not in close] + [sum(close, [k])]
+    ordered = [sorted(group, key=lambda k: -points[k, 1]) for group in groups]
+    return sorted(ordered, key=min)
+
+
 def place(
     points: Sequence[tuple[float, float]],
     sizes: Sequence[tuple[float, float]],
@@ -80,20 +93,60 @@ def place(
     dots of `lines` as may be; those with most neighbours choose first. All in pixels.
     """
     at = np.array(points, dtype=float).reshape(-1, 2)
-    dots = np.array(lines, dtype=float).reshape(-1, 2)
+    room = _Room(bounds, at, np.array(lines, dtype=float).reshape(-1, 2), [], [])
     crowd = [np.sum(np.abs(at - p).sum(1) < 120) for p in at]
-    taken: list[Box] = []
     found: list[tuple[float, float]] = [(0.0, 0.0)] * len(at)
     for k in np.argsort(crowd, kind="stable")[::-1]:
         candidates = _candidates(at[k], sizes[k])
-        costs = [
-            _cost(box, radius, bounds, taken, at, dots) + 30 * _misleads(box, at, k)
-            for box, radius in candidates
-        ]
+        costs = [room.cost(box, k) + radius / 10 for box, radius in candidates]
         box = candidates[int(np.argmin(costs))][0]
-        taken.append(box)
+        room.taken.append(box)
+        room.leads.append(_lead(at[k], box))
         found[k] = box[0], box[1]
     return found
+
+
+@dataclass
+class _Room:
+    """What is there: points, dots of lines, boxes of labels and the lines to their points."""
+
+    bounds: Box
+    points: np.ndarray
+    dots: np.ndarray
+    taken: list[Box]
+    leads: list[np.ndarray]
+
+    def cost(self, box: Box, own: int) -> float:
+        """How bad a place is: on a label or outside counts most, then lines across, then dots."""
+        left, bottom, right, top = box
+        cost = 0.0
+        for a, b, c, d in self.taken:
+            wide, high = min(right, c) - max(left, a), min(top, d) - max(bottom, b)
+            if wide > -2 and high > -1:
+                cost += 1000 + max(wide, 0) * max(high, 0)
+        lead = _lead(self.points[own], box)
+        cost += 150 * sum(bool(_inside(lead, other).any()) for other in self.taken)
+        cost += 150 * sum(bool(_inside(other, box).any()) for other in self.leads)
+        cost += 60 * int(_inside(self.points, box).sum())
+        cost += min(8, int(_inside(self.dots, box).sum()))
+        low, high = self.bounds[:2], self.bounds[2:]
+        outside = max(low[0] - left, right - high[0], low[1] - bottom, top - high[1])
+        return cost + 30 * self._misleads(box, own) + (2000 + outside if outside > 0 else 0)
+
+    def _misleads(self, box: Box, own: int) -> bool:
+        """Whether a box is nearer to another point than to its own."""
+        far = np.hypot(*(self.points - np.clip(self.points, box[:2], box[2:])).T)
+        return bool((np.delete(far, own) < far[own]).any())
+
+
+def _lead(point: np.ndarray, box: Box) -> np.ndarray:
+    """Dots from a point to what is nearest of its label [12, 2]."""
+    return np.linspace(point, np.clip(point, box[:2], box[2:]), 12)
+
+
+def _inside(dots: np.ndarray, box: Box) -> np.ndarray:
+    """Which dots lie in a box or close to it."""
+    return ((dots > (box[0] - 3, box[1] - 2)) & (dots < (box[2] + 3, box[3] + 2))).all(1)
 
 
 def _candidates(point: np.ndarray, size: tuple[float, float]) -> list[tuple[Box, float]]:
@@ -107,27 +160,3 @@ def _candidates(point: np.ndarray, size: tuple[float, float]) -> list[tuple[Box,
             bottom = cy - h * (1 - np.sin(turn)) / 2
             found.append(((left, bottom, left + w, bottom + h), radius + 2 * abs(np.sin(turn))))
     return found
-
-
-def _cost(
-    box: Box, radius: float, bounds: Box, taken: list[Box], points: np.ndarray, dots: np.ndarray
-) -> float:
-    """How bad a place is: lying on labels or outside counts most, then points, distance, lines."""
-    left, bottom, right, top = box
-    cost = radius / 10
-    for a, b, c, d in taken:
-        wide, high = min(right, c) - max(left, a), min(top, d) - max(bottom, b)
-        if wide > -2 and high > -1:
-            cost += 1000 + max(wide, 0) * max(high, 0)
-    low, high = np.array((left - 3, bottom - 2)), np.array((right + 3, top + 2))
-    cost += 60 * int(((points > low) & (points < high)).all(1).sum())
-    cost += min(8, int(((dots > low) & (dots < high)).all(1).sum()))
-    sides = bounds[0] - left, right - bounds[2], bounds[1] - bottom, top - bounds[3]
-    return cost + (2000 + max(sides) if max(sides) > 0 else 0)
-
-
-def _misleads(box: Box, points: np.ndarray, own: int) -> bool:
-    """Whether a box is nearer to another point than to its own."""
-    gap = points - np.clip(points, box[:2], box[2:])
-    far = np.hypot(*gap.T)
-    return bool((np.delete(far, own) < far[own]).any())
