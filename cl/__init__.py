@@ -18,6 +18,7 @@ _PUBLIC = {
     "Strategy": "cl.strategy",
     "Stream": "cl.stream",
     "Table": "cl.data",
+    "compare": "cl.comparison",
     "load": "cl.runner",
     "register": "cl.registry",
     "run": "cl.runner",

@@ -1,4 +1,4 @@
-"""The command line: `cl run`, `reproduce`, `list`, `describe`, `check`.
+"""The command line: `cl run`, `compare`, `reproduce`, `list`, `describe`, `check`.
 
 Nothing here imports torch before a run has been found sound: names, keys, types and ranges are
 checked against source.
@@ -30,6 +30,7 @@ Examples
   cl run split_digits replay strategy.size=500 train.epochs=20 seed=1
   cl run image_folder fetril stream.path=photos.zip stream.base=5 model=resnet20
   cl run split_digits examples/my_strategy.py:L2Anchor
+  cl compare runs/split_digits
   cl reproduce fetril_digits
   tensorboard --logdir runs
 """
@@ -106,6 +107,30 @@ def reproduce_command(
     except (KeyboardInterrupt, Terminated) as stop:
         click.echo(f"cl: {stop_word(stop)}; the same command goes on from here", err=True)
         sys.exit(stop_code(stop))
+
+
+@cl.command(name="compare")
+@click.argument("folders", nargs=-1, metavar="RUN_OR_FOLDER...")
+@click.option("--out", metavar="DIR", help="Where page, tables and pictures go.")
+@click.option("--match", metavar="new_task=0.9", help="Compare where new tasks score that much.")
+@click.option("--baseline", metavar="NAME", help="What others are compared with.")
+@click.option("--within", default=0.01, show_default=True, help="Margin of equivalence.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def compare_command(
+    folders: tuple[str, ...],
+    out: str | None,
+    match: str | None,
+    baseline: str | None,
+    within: float,
+    debug: bool,
+) -> None:
+    """Compare finished runs: tables with intervals and tests, pictures, one HTML page.
+
+    What can't be compared (unfinished runs, other streams, damaged files) is said and left out.
+    """
+    from cl.comparison.command import run
+
+    run(folders, out, match, baseline, within)
 
 
 @cl.command(name="pretrain")

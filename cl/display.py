@@ -141,7 +141,7 @@ def _costs(cost: dict) -> str:
     return (
         f"{cost['train_seconds']:.1f} s training, {cost['eval_seconds']:.1f} s evaluation, "
         f"{cost['updates']:,} updates, {cost['samples_seen']:,} samples seen, {''.join(counted)}"
-        f"{_bytes(cost['stored_bytes'])} stored between experiences"
+        f"{bytes_text(cost['stored_bytes'])} stored between experiences"
     )
 
 
@@ -201,7 +201,8 @@ def _number(value: float | None, blank: str = "–") -> str:
     return blank if value is None else f"{value:.3f}"
 
 
-def _bytes(n: int) -> str:
+def bytes_text(n: float) -> str:
+    """A size for people."""
     for unit in ("bytes", "KiB", "MiB"):
         if n < 1024:
             return f"{n:,.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"

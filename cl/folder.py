@@ -21,19 +21,21 @@ from typing import TYPE_CHECKING
 
 from cl.config import show
 from cl.errors import DataError
+from cl.schema import SCHEMA as SCHEMA
+from cl.schema import checked
 
 if TYPE_CHECKING:
     from cl.recipe import Recipe
 
-SCHEMA = 1
 SLUG_LENGTH = 120
+MOST_BYTES = 2**27  # of a results.json: 1,000 experiences with 1,000 evals have half of it
 
 
 def run_folder(recipe: Recipe) -> Path:
     """Where a recipe's run is written."""
     parts = [f"{key}={_short(value)}" for key, value in recipe.changed.items()]
     name = ",".join([recipe.strategy_slug, *parts])
-    return Path(recipe.out) / _slug(recipe.stream_slug) / _slug(name) / f"seed{recipe.seed}"
+    return Path(recipe.out) / slug(recipe.stream_slug) / slug(name) / f"seed{recipe.seed}"
 
 
 def prepare(folder: Path, out: Path) -> None:
@@ -75,18 +77,21 @@ def clear(folder: Path) -> None:
 
 
 def read_results(folder: Path) -> dict:
-    """`results.json` of a run folder. Raises DataError in one line."""
+    """`results.json` of a run folder, as `cl/schema.py` describes it. Raises DataError."""
     path = folder / "results.json"
-    if not path.is_file():
-        raise DataError(f"{folder} is no run folder: it holds no results.json")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise DataError(f"{folder} is no run folder: it holds no results.json")
+        if path.stat().st_size > MOST_BYTES:
+            raise DataError(f"{path} is too large to be results: {path.stat().st_size:,} bytes")
+        results = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is damaged: nested too deeply") from error
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}") from error
-    if not isinstance(results, dict) or results.get("schema") != SCHEMA:
-        schema = results.get("schema") if isinstance(results, dict) else None
-        raise DataError(f"{path} has schema {schema}; this version reads schema {SCHEMA}")
-    return results
+    return checked(results, str(path))
 
 
 def comparable(results: dict) -> dict:
@@ -146,7 +151,8 @@ def _short(value: object) -> str:
     return text
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A name for a file or folder; 8 characters of its hash where it was changed."""
     safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text)
     if safe != text or len(safe) > SLUG_LENGTH:
         return f"{safe[:SLUG_LENGTH]}-{_hash(text)}"

@@ -48,7 +48,7 @@ def within_accuracy(results: dict) -> float:
 
 def mean_plasticity(results: dict) -> float:
     """Mean over experiences of the score on what was just learned."""
-    return fmean(results["metrics"]["plasticity"])
+    return fmean(_whole(results, "plasticity"))
 
 
 def past_minus_new(results: dict) -> float:
@@ -114,7 +114,7 @@ def measure(name: str, results: dict) -> float:
     else:
         value = results["metrics"].get(name, results["cost"].get(name))
     value = value[-1] if isinstance(value, list) else value
-    if value is None:
+    if not isinstance(value, int | float):
         raise ContractError(f"{results['strategy']}, seed {results['seed']}: {name} is undefined")
     return float(value)
 
@@ -168,6 +168,13 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _gaps(results: dict) -> list[float]:
-    metrics = results["metrics"]
-    pairs = zip(metrics["past_accuracy"][1:], metrics["plasticity"][1:], strict=True)
-    return [past - new for past, new in pairs]
+    past, new = _whole(results, "past_accuracy", 1), _whole(results, "plasticity", 1)
+    return [a - b for a, b in zip(past, new, strict=True)]
+
+
+def _whole(results: dict, name: str, start: int = 0) -> list[float]:
+    """A curve from experience `start` on. Raises ContractError if a point of it is undefined."""
+    curve = (results["metrics"].get(name) or [])[start:]
+    if not curve or None in curve:
+        raise ContractError(f"{results['strategy']}, seed {results['seed']}: {name} is undefined")
+    return curve

@@ -14,6 +14,7 @@ from cl.registry import find
 SHOWS = {
     *("board.py", "check.py", "claims.py", "cli.py", "display.py", "document.py", "measures.py"),
     *("grids.py", "ledger.py", "reproduce.py", "sources.py", "statistics.py", "verdict.py"),
+    *("comparison", "schema.py"),
 }
 
 
@@ -33,5 +34,5 @@ def source_hash(stream: str | None, strategy: str) -> str:
 @cache
 def _of_cl() -> str:
     root = Path(__file__).parent
-    paths = sorted(p for p in root.rglob("*.py") if p.parent != root or p.name not in SHOWS)
+    paths = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in SHOWS)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import cl
 from cl.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +48,10 @@ def test_readme_commands_run(command, tmp_path, monkeypatch, capsys):
         whole = "train." in command or "online" in command
         small = SMALL_ON.get(arguments[1], {} if whole else SMALL)
         arguments += [f"{key}={value}" for key, value in small.items() if f"{key}=" not in command]
+    if arguments[0] == "compare":
+        for name in ("naive", "replay"):
+            cl.run("split_digits", name, train={"updates": 2}, out=str(tmp_path / "runs"))
+        arguments[1] = str(tmp_path / arguments[1])
     if arguments[0] == "reproduce" and "--list" not in arguments:
         arguments += ["--quick", "workers=1", f"out={tmp_path}"]
     monkeypatch.chdir(ROOT)
