@@ -15,6 +15,8 @@ import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +190,17 @@ def as_snapshot(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
-    """Write the checkpoint `folder/name`, then drop all but the last two."""
+@dataclass
+class Content:
+    """What a checkpoint is going to hold, copied: who it was taken from may go on."""
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    document: str
+
+
+def content(model: nn.Module, state: dict) -> Content:
+    """Of a model and a state that `pack` takes. Raises ContractError."""
     tensors: dict[str, Tensor] = {}
     document = {"format": FORMAT, "inside": state.get("inside") is not None}
     document["state"] = pack(state, tensors, "state")
@@ -199,15 +210,23 @@ def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
         "tied": tied,
         "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
     }
+    return Content(weights, tensors, json.dumps(document))
+
+
+def save(folder: Path, name: str, made: Content, beside: Iterable[Path] = ()) -> Path:
+    """Write the checkpoint `folder/name`, then drop all but the last two.
+
+    beside: other files that it speaks of, which must be on the disk before it is there.
+    """
     tidy(folder)
     aside = folder / f".{name}.{os.getpid()}"
     aside.mkdir(parents=True)
-    save_file(weights, aside / "model.safetensors")
-    save_file(tensors, aside / "state.safetensors")
-    (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
-    sums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
+    save_file(made.weights, aside / "model.safetensors")
+    save_file(made.tensors, aside / "state.safetensors")
+    (aside / "state.json").write_text(made.document, encoding="utf-8")
+    sums = {name: _checksum(aside / name) for name in FILES}
     (aside / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    settle([*aside.iterdir(), aside])
+    settle([*aside.iterdir(), aside, *beside])
     target = folder / name
     if target.exists():  # a damaged one, after which another has been gone on from
         drop(target)
@@ -231,9 +250,12 @@ def tidy(folder: Path) -> None:
 
 def settle(paths: Iterable[Path]) -> None:
     """Have files and folders on the disk; all at once, since each alone waits for the disk."""
-    paths = list(paths)
-    with ThreadPoolExecutor(len(paths)) as pool:
-        list(pool.map(_sync, paths))
+    list(_syncing().map(_sync, paths))
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "sync")
 
 
 def _sync(path: Path) -> None:

@@ -8,10 +8,14 @@ once, and the run then goes on from the end of the last one.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
+
 from cl import checkpoint, stopping
-from cl.errors import ContractError, DataError, NotKept
+from cl.errors import ContractError, DataError, NotKept, RunError
 from cl.state import check_state, restore, restore_model, state_of
 
 if TYPE_CHECKING:
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 SHARE = 0.02  # of a run's time that checkpoints made by the clock may take
 
 
+def _nothing() -> None:
+    """Where nothing has to wait for a checkpoint."""
+
+
 class Keeper:
     """Makes the checkpoints of a recorded run, and takes it to where the last one was made."""
 
@@ -32,6 +40,8 @@ class Keeper:
         self.folder = recorder.folder / "checkpoint"
         self.last, self.took = time.perf_counter(), 0.0
         self._said: set[str] = set()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future | None = None
 
     def tick(self, loop: Loop) -> None:
         """After an update: a checkpoint if one is due; ends the run if that has been asked for."""
@@ -67,19 +77,46 @@ class Keeper:
                     f"no checkpoint inside this experience, only at its end: {reason}", warn=True
                 )
 
-    def save(self, loop: Loop, *, inside: bool = False) -> None:
-        """Everything that is needed to go on from here. Raises NotKept, ContractError."""
+    def save(self, loop: Loop, *, inside: bool = False, then: Callable = _nothing) -> None:
+        """Keep everything that is needed to go on from here. Raises NotKept, ContractError.
+
+        Files are written while the run goes on; `then` is called when they are there.
+        """
         started = time.perf_counter()
-        self.recorder.settle()
         try:
             state = state_of(loop, inside=inside) | {"record": self.recorder.state(loop)}
-            name = f"{loop.clock.train_iterations:09d}-{state['next_experience']:06d}"
-            checkpoint.save(self.folder, name, loop.model, state)
+            made = checkpoint.content(loop.model, state)
         except ContractError:
             check_state(loop.plugins)  # says whose state it is that can't be held
             raise
+        name = f"{loop.clock.train_iterations:09d}-{state['next_experience']:06d}"
+        self.finish()
         self.last = time.perf_counter()
-        self.took = self.last - started
+        taken = self.last - started
+        self._writing = self._writer.submit(self._write, name, made, then, taken)
+
+    def _write(self, name: str, made: checkpoint.Content, then: Callable, taken: float) -> None:
+        started = time.perf_counter()
+        checkpoint.save(self.folder, name, made, [self.recorder.folder / "curves.jsonl"])
+        then()
+        self.took = taken + time.perf_counter() - started
+
+    def finish(self) -> None:
+        """Wait for what is being written. Raises RunError if it can't be."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"{self.folder}: no checkpoint can be written: {reason}") from error
+
+    def close(self) -> None:
+        """The same, for good."""
+        try:
+            self.finish()
+        finally:
+            self._writer.shutdown()
 
     def restore(self, loop: Loop) -> bool:
         """Put a loop where its last checkpoint was made; False where there is none.

@@ -6,7 +6,6 @@ Raw scores are the truth; metrics can be recomputed from them.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,8 +129,10 @@ class Recorder:
         if self.board is not None:
             self.board.experience(loop, results)
         # the checkpoint first: results never speak of an experience that could not be gone on from
-        self.keeper.save(loop)
-        self.write_results(results)
+        self.last, parts = results, list(self.document.parts(results))
+        self.keeper.save(loop, then=lambda: write(self.folder / "results.json", parts))
+        if self.status == "finished":
+            self.keeper.finish()
         if self.display is not None:
             self.display.experience(loop, results)
         self.log.info(
@@ -298,6 +299,7 @@ class Recorder:
 
         The rest is as of the last experience's end: what has stopped may be in any state.
         """
+        self.keeper.close()
         if status is not None and loop is not None:
             self.status = status
             results = self.results(loop) if self.last is None else self.last
@@ -312,11 +314,6 @@ class Recorder:
             self.log.removeHandler(handler)
 
     # -- checkpoint -------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Have `curves.jsonl` on the disk, which a checkpoint is about to speak of."""
-        if self._curves is not None:
-            os.fsync(self._curves.fileno())
 
     def state(self, loop: Loop) -> dict:
         """How far the files have come, for the checkpoint."""
