@@ -34,9 +34,9 @@ BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe-Ito: told apart by colour-blind rea
 class Board:
     """Writes one run's events; a resumed run adds a file to those that were cut back."""
 
-    def __init__(self, folder: Path, settings: dict):
+    def __init__(self, folder: Path, settings: dict, prequential_at: int = -1):
         self.folder, self.settings = folder, settings
-        self.prequential_at = -1  # updates of the last point drawn
+        self.prequential_at = prequential_at  # updates of the last point drawn
         self.writer = SummaryWriter(str(folder))
 
     def sizes(self) -> dict[str, int]:

@@ -117,14 +117,18 @@ def _strategy(entry: Entry) -> Iterator[Finding]:
             settings["model.from"] = cl.run(stream, "naive", **settings).dir
         first = cl.run(stream, entry.name, **settings)
         yield True, "two experiences, two updates each", f"R = {first.results['R']}"
-        kept = Path(out) / "kept"
+        kept, inside = Path(out) / "kept", Path(out) / "inside"
         shutil.copytree(first.dir, kept)
-        yield _same("same seed, same results", first, cl.run(stream, entry.name, **settings))
+        # the second experience's first update is the third one, of a strategy that makes so many
+        again = cl.run(stream, entry.name, **settings, **{"checkpoint.every": 3})
+        yield _same("same seed, same results", first, again)
+        shutil.copytree(again.dir, inside)
         watched = {**settings, "eval.every": 1, "probes": ["weight_norm"]}
         yield _same_weights(
             "measuring changes nothing", first, cl.run(stream, entry.name, **watched)
         )
-        yield _resumed(first, kept)
+        yield _resumed("resumed equals uninterrupted", first, kept)
+        yield _resumed("resumed inside an experience equals uninterrupted", first, inside)
         alone = {**settings, "eval.batch_size": 1}
         yield _batching(first, cl.run(stream, entry.name, **alone))
 
@@ -144,7 +148,7 @@ def _probe(entry: Entry) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as out:
         settings = {**SMALL, "train.epochs": 2, "train.updates": 12, "out": out}
         probed = cl.run(STREAM, "naive", **settings, probes=[entry.name])
-        kept = Path(out) / "kept"
+        kept, inside = Path(out) / "kept", Path(out) / "inside"
         shutil.copytree(probed.dir, kept)
         rows = probed.results["probes"][entry.name]
         broken = [k for row in rows for k, v in row.items() if not isinstance(v, float | int)]
@@ -152,16 +156,19 @@ def _probe(entry: Entry) -> Iterator[Finding]:
         yield _same_weights(
             "measuring changes nothing", probed, cl.run(STREAM, "naive", **settings)
         )
-        yield _resumed(probed, kept)
+        settings |= {"probes": [entry.name], "checkpoint.every": 5}
+        shutil.copytree(cl.run(STREAM, "naive", **settings).dir, inside)
+        yield _resumed("resumed equals uninterrupted", probed, kept)
+        yield _resumed("resumed inside an experience equals uninterrupted", probed, inside)
 
 
-def _resumed(first, kept: Path) -> Finding:
-    """Go back to the checkpoint after experience 0 and go on."""
+def _resumed(what: str, first, kept: Path) -> Finding:
+    """Go back to the last checkpoint but one, and go on."""
     newest = sorted((kept / "checkpoint").iterdir())[-1]
     shutil.rmtree(newest)
     results = kept / "results.json"
     results.write_text(results.read_text().replace('"finished"', '"running"'))
-    return _same("resumed equals uninterrupted", first, resume(kept))
+    return _same(what, first, resume(kept))
 
 
 def _batching(first, again) -> Finding:

@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on, as safetensors and JSON, never as code.
 
-`<updates>-<experience>/` holds `model.safetensors`, `state.safetensors`, `state.json` and
+`<updates>-<experiences learned>/` holds `model.safetensors`, `state.safetensors`, `state.json` and
 `checksums.json`. A checkpoint is written aside, synced and renamed, so it is there whole or not
-at all; the last two are kept.
+at all; the last two are kept. One that is dropped is renamed before it is deleted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +27,10 @@ from torch import Tensor, nn
 from cl.errors import ContractError, DataError
 from cl.models import rebuild
 
-FORMAT = 1
+FORMAT = 2
+READ = (1, 2)  # the first one has no places inside an experience
 KEPT = 2
+FILES = ("model.safetensors", "state.safetensors", "state.json")
 
 
 def pack(value: object, tensors: dict[str, Tensor], path: str) -> object:
@@ -64,10 +70,11 @@ class _Packer:
             if value.requires_grad:
                 return None
             self.tensors[path] = value.to("cpu", copy=True).contiguous()
-            packed = {"tensor": path, "device": value.device.type}
+            packed = {"tensor": path, "device": value.device.type} | _layout(value)
         elif type(value) is np.ndarray and value.dtype.kind in "biuf" and value.dtype.isnative:
             self.tensors[path] = torch.from_numpy(np.ascontiguousarray(value).copy())
             packed = {"ndarray": path, "shape": list(value.shape)}
+            packed |= {"order": "F"} if value.flags.fnc else {}
         elif isinstance(value, torch.Generator):
             self.tensors[path] = value.get_state().clone()
             packed = {"generator": path}
@@ -100,6 +107,22 @@ class _Packer:
             packed = {kind.__name__: [self.pack(v, f"{path}.{n}") for n, v in enumerate(items)]}
         self.open.remove(id(value))
         return packed
+
+
+def _layout(value: Tensor) -> dict:
+    """How a tensor lies in memory, where not row by row: sums over it depend on that."""
+    usual, n = [], 1
+    for size in reversed(value.shape):
+        usual.insert(0, n)
+        n *= max(1, size)
+    if value.numel() < 2 or list(value.stride()) == usual:
+        return {}
+    n = 1  # as far as it has no gaps
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1 and stride != n:
+            return {}
+        n *= size
+    return {"stride": list(value.stride())}
 
 
 def _kind(value: object) -> str:
@@ -138,10 +161,14 @@ class _Unpacker:
 
     def _tensor(self, packed: dict, path: str) -> Tensor:
         value = self.tensors[path]
+        if "stride" in packed:
+            laid = torch.empty_strided(value.shape, packed["stride"], dtype=value.dtype)
+            value = laid.copy_(value)
         return value if packed["device"] == "cpu" else value.to(self.device)
 
     def _ndarray(self, packed: dict, path: str) -> np.ndarray:
-        return self.tensors[path].numpy().reshape(packed["shape"])
+        value = self.tensors[path].numpy().reshape(packed["shape"])
+        return np.asfortranarray(value) if packed.get("order") == "F" else value
 
     def _generator(self, packed: dict, path: str) -> torch.Generator:
         made = torch.Generator()
@@ -163,33 +190,50 @@ def as_snapshot(module: nn.Module) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def save(folder: Path, name: str, model: nn.Module, state: dict) -> Path:
-    """Write the checkpoint `folder/name`, then drop all but the last two."""
+@dataclass
+class Content:
+    """What a checkpoint is going to hold, copied: who it was taken from may go on."""
+
+    weights: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    document: str
+
+
+def content(model: nn.Module, state: dict) -> Content:
+    """Of a model and a state that `pack` takes. Raises ContractError."""
     tensors: dict[str, Tensor] = {}
-    document = {"format": FORMAT, "state": pack(state, tensors, "state")}
+    document = {"format": FORMAT, "inside": state.get("inside") is not None}
+    document["state"] = pack(state, tensors, "state")
     weights, tied = _on_cpu(model.state_dict())
     document["model"] = {
         "architecture": getattr(model, "architecture", None),
         "tied": tied,
         "requires_grad": {n: p.requires_grad for n, p in model.named_parameters()},
     }
+    return Content(weights, tensors, json.dumps(document))
+
+
+def save(folder: Path, name: str, made: Content, beside: Iterable[Path] = ()) -> Path:
+    """Write the checkpoint `folder/name`, then drop all but the last two.
+
+    beside: other files that it speaks of, which must be on the disk before it is there.
+    """
+    tidy(folder)
     aside = folder / f".{name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    save_file(weights, aside / "model.safetensors")
-    save_file(tensors, aside / "state.safetensors")
-    (aside / "state.json").write_text(json.dumps(document), encoding="utf-8")
-    sums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
+    save_file(made.weights, aside / "model.safetensors")
+    save_file(made.tensors, aside / "state.safetensors")
+    (aside / "state.json").write_text(made.document, encoding="utf-8")
+    sums = {name: _checksum(aside / name) for name in FILES}
     (aside / "checksums.json").write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for path in aside.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    settle([*aside.iterdir(), aside, *beside])
     target = folder / name
-    if target.exists():
-        shutil.rmtree(target)
+    if target.exists():  # a damaged one, after which another has been gone on from
+        drop(target)
     os.replace(aside, target)
+    settle([folder])
     for old in found(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        drop(old)
     return target
 
 
@@ -198,20 +242,53 @@ def found(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("[0-9]*") if (p / "checksums.json").is_file())
 
 
+def tidy(folder: Path) -> None:
+    """Delete what a killed process has left half written or half deleted."""
+    for path in folder.glob(".[0-9]*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def settle(paths: Iterable[Path]) -> None:
+    """Have files and folders on the disk; all at once, since each alone waits for the disk."""
+    list(_syncing().map(_sync, paths))
+
+
+@cache
+def _syncing() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, "sync")
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def drop(path: Path) -> None:
+    """Delete a checkpoint, which is none any more as soon as that begins."""
+    aside = path.with_name(f".{path.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def load(folder: Path, device: torch.device) -> tuple[dict[str, Tensor], dict, dict[str, Tensor]]:
     """(weights, document, tensors) of one checkpoint. Raises DataError if it is damaged."""
     try:
         sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-        for name, expected in sums.items():
-            if _checksum(folder / name) != expected:
+        for name in FILES:
+            if not isinstance(sums, dict) or _checksum(folder / name) != sums.get(name):
                 raise DataError(
                     f"checkpoint {folder} is damaged: {name} does not match its checksum"
                 )
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"checkpoint {folder} can't be read: {error}") from error
-    if document.get("format") != FORMAT:
-        raise DataError(f"checkpoint {folder} has format {document.get('format')}, known: {FORMAT}")
+    if document.get("format") not in READ:
+        known = " and ".join(map(str, READ))
+        raise DataError(f"checkpoint {folder} has format {document.get('format')}, known: {known}")
     weights = load_file(folder / "model.safetensors", device=str(device))
     tied = document["model"].get("tied", {})  # older checkpoints hold every name
     weights |= {name: weights[same] for name, same in tied.items()}

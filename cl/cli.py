@@ -7,7 +7,6 @@ checked against source.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from importlib import import_module
@@ -23,6 +22,7 @@ from cl.registry import PREFIXES, READERS, ROOMS, SINGULAR, entries, find, locat
 from cl.request import Request, recipes, split_arguments
 from cl.settings import SCHEMAS
 from cl.start import PARAMS as START
+from cl.stopping import Terminated, listen
 
 EPILOG = """\b
 Examples
@@ -180,7 +180,7 @@ def describe_command(name: str, debug: bool) -> None:
     """Source, claim, needs, and every parameter of a NAME.
 
     NAME is anything that `cl list` shows, your own path/to/file.py:Object, or run, train, eval,
-    scenario for the keys that every run has.
+    checkpoint, scenario for the keys that every run has.
     """
     if name in SCHEMAS:
         prefix = {"run": "", "scenario": "stream."}.get(name, f"{name}.")
@@ -188,7 +188,9 @@ def describe_command(name: str, debug: bool) -> None:
         _show_params(prefix, params_of_schema(SCHEMAS[name]))
         if name == "run":
             _show_params("model.", START)
-            click.echo("\nand train.* and eval.* (cl describe train, cl describe eval), stream.*,")
+            click.echo(
+                "\nand train.*, eval.*, checkpoint.* (cl describe train and so on), stream.*,"
+            )
             click.echo("strategy.*, model.* (cl describe NAME of the stream, strategy, model)")
         return
     matches = _everywhere(name)
@@ -239,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that can't show a character
     try:
-        signal.signal(signal.SIGTERM, _on_term)
+        listen()
         code = cl.main(arguments, prog_name="cl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except ClError as error:
@@ -259,14 +261,6 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(f"{error.strerror or error}{where}", 1, debug)
     except Exception as error:  # the last boundary: a bug of ours still ends in one line
         _fail(f"internal error, {type(error).__name__}: {error}; --debug shows where", 1, debug)
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
-def _on_term(signum, frame):
-    raise Terminated
 
 
 def _interruptible(run):

@@ -6,7 +6,7 @@ A batch is an index draw. Experiences and evals are views of one pool, so a stre
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -126,21 +126,82 @@ class Table:
         return torch.arange(len(self), device=self.device) if self.index is None else self.index
 
 
-class Batches:
+class Epochs:
+    """The minibatches of one experience; each `iter` is a new epoch.
+
+    Yields int64 [B] positions. Where an epoch stands is in attributes alone, not in a suspended
+    frame: `state` takes it out between two batches, `load_state` puts it back, and `rest` goes on
+    from there. A subclass writes `__len__`, `begin` and, where batches are not all known at the
+    beginning, `more`; what else it holds it adds to `state` and `load_state`.
+
+    parts: the batches that are known; at: how many of them have been given out.
+    """
+
+    def __init__(self):
+        self.parts: Sequence[Tensor] = ()
+        self.at = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Start an epoch."""
+        raise NotImplementedError
+
+    def more(self) -> bool:
+        """Put the next batches into `parts`, by `give`; False: the epoch is over."""
+        return False
+
+    def give(self, parts: Sequence[Tensor]) -> bool:
+        """These batches come next."""
+        self.parts, self.at = parts, 0
+        return True
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.begin()
+        return self.rest()
+
+    def rest(self) -> Iterator[Tensor]:
+        """What is left of the running epoch."""
+        while self.at < len(self.parts) or self.more():
+            self.at += 1
+            yield self.parts[self.at - 1]
+
+    def state(self) -> dict:
+        """Where the epoch stands, for the checkpoint."""
+        return {
+            "order": torch.cat(list(self.parts)),
+            "lengths": [len(part) for part in self.parts],
+            "at": self.at,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned; `begin` is not called then."""
+        self.give(state["order"].split(state["lengths"]))
+        self.at = state["at"]
+
+    def close(self) -> None:
+        """The experience is over: let go of what is held outside of this object."""
+
+
+class Batches(Epochs):
     """One experience's minibatches as index draws; each `iter` is one shuffled epoch.
 
     Yields int64 [B] positions into `table`; the last batch may be smaller, none is dropped.
     """
 
     def __init__(self, table: Table, batch_size: int, generator: torch.Generator):
+        super().__init__()
         self.table, self.batch_size, self.generator = table, batch_size, generator
 
     def __len__(self) -> int:
         return -(-len(self.table) // self.batch_size)
 
-    def __iter__(self):
+    def begin(self) -> None:
+        """See Epochs."""
         order = torch.randperm(len(self.table), generator=self.generator)
-        return iter(order.to(self.table.device).split(self.batch_size))
+        self.give(order.to(self.table.device).split(self.batch_size))
 
 
 def _take(column: Tensor | Column, index: Tensor) -> Tensor:

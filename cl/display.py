@@ -53,6 +53,11 @@ class Display:
         self.task = self.bar.add_task("starting", total=max(1, sum(updates)), loss="")
         self.bar.start()
 
+    def goes_on(self, loop: Loop) -> None:
+        """A run begins here, or goes on."""
+        self.before = loop.clock.train_iterations
+        self.before -= loop.clock.train_exp_iterations if loop.inside else 0
+
     def tick(self, loop: Loop) -> None:
         """After every update; draws at most ten times a second."""
         now = time.perf_counter()

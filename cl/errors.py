@@ -10,6 +10,7 @@
       RunError            a run that had started and could not go on        exit code 1
         NonFinite           loss or weights became nan or inf
         ShapeMismatch       a tensor of another shape than promised
+      NotKept            what goes on inside an experience can't be put into a checkpoint
 
 Every message is one line: what was given, what is allowed, the nearest valid choice.
 """
@@ -60,6 +61,10 @@ class NonFinite(RunError):
 
 class ShapeMismatch(RunError):
     """A tensor of another shape than promised."""
+
+
+class NotKept(ClError):
+    """What goes on inside an experience can't be put into a checkpoint; its end can."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ checkpoints fall between updates and change neither weights nor random state.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from cl.buffers import Buffer
 from cl.data import Table
-from cl.errors import ContractError
 from cl.evaluation import Evaluator, InferenceBatch, Scores
 from cl.models import grow
 from cl.objectives import Objective
@@ -30,7 +29,7 @@ from cl.settings import Train
 from cl.steps import Steps
 from cl.strategy import Strategy, claims_of, hooks_of
 from cl.stream import Experience, Stream
-from cl.toolbox import Toolbox
+from cl.toolbox import Toolbox, hooked
 from cl.watch import LossWatch
 
 
@@ -50,7 +49,9 @@ class Loop(Toolbox):
 
     Everything here may be read by a strategy; what it may write is said at the hooks
     (`cl/strategy.py`). `observer` gets `scores(loop, kind)` after every evaluation,
-    `losses(loop, means)` every CHECK_EVERY updates and `tick(loop)` after every update.
+    `losses(loop, means)` every CHECK_EVERY updates and `tick(loop)` after every update, when all
+    that belongs to it is done: there checkpoints are made. `start` and `inside` say where `run`
+    begins: with an experience, or in the middle of it (`cl/state.py` puts a loop there).
     """
 
     restarts: str | None = None  # why a checkpoint is not enough to go on from
@@ -67,9 +68,12 @@ class Loop(Toolbox):
         seed: int,
         device: torch.device,
         observer=None,
+        resumed: bool = False,
     ):
         self.stream, self.plugins, self.train, self.eval = stream, strategies, train, evaluation
         self.seed, self.device, self.observer = seed, device, observer
+        self.resumed = resumed  # what a run had to find out before it began is known then
+        self.start, self.inside = 0, False
         self.buffers: dict[str, Buffer] = {}
         self.clock = Clock()
         self.generators: dict[str, torch.Generator] = {}
@@ -93,10 +97,11 @@ class Loop(Toolbox):
         self.no_score: str | None = None
         self._loss: Tensor | None = None
         self._stop = self._loss_open = False
-        self.arrivals: Callable | None = None  # answers each batch before it is learned
+        self._total = self._epochs = 0  # updates and epochs planned for this experience
         self._scheduled = train.schedule != "constant" or train.warmup > 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._model = model.to(device)
+        self.hooked = hooked(model)
         self._claims = claims_of(strategies)
         self.hooks = hooks_of(strategies)
         self.probes = {}
@@ -136,74 +141,26 @@ class Loop(Toolbox):
         """The optimizer; it exists from the first experience on."""
         return self._optimizer
 
-    @property
-    def loss(self) -> Tensor:
-        """The loss of this micro-batch; `loop.loss += value` is logged as `other`."""
-        return self._loss
-
-    @loss.setter
-    def loss(self, value: Tensor) -> None:
-        self._loss = value
-
-    @property
-    def mbatch(self) -> list:
-        """Avalanche's view of the minibatch: [x, y, task labels]."""
-        return [self.mb_x, self.mb_y, self.mb_task_id]
-
-    @property
-    def criterion(self) -> Callable:
-        """Avalanche's name for the objective's criterion(output, y)."""
-        return self._criterion
-
-    def add_loss(self, name: str, value: Tensor) -> None:
-        """Add a named term to the loss; its mean is logged as `train/loss_<name>`."""
-        if value.dim():
-            raise ContractError(f"loss term {name!r} must be a scalar, got {tuple(value.shape)}")
-        if not self._loss_open:
-            raise ContractError(f"loss term {name!r}: call add_loss in before_backward only")
-        self._loss = self._loss + value
-        self._watch.term(name, value)
-
-    def log(self, name: str, value: Tensor | float) -> None:
-        """Show a number as `train/<name>`, averaged between two looks at the losses."""
-        self._watch.log(name, value)
-
-    def report(self, name: str, value: float, *, add: bool = False) -> None:
-        """Keep a number about the current experience in results.json, `reported`."""
-        row, index = self.reported.setdefault(name, {}), self.experience.index
-        row[index] = value + (row.get(index, 0) if add else 0)
-
-    def skip_score(self, reason: str) -> None:
-        """Leave the current experience's row of scores undefined, with a reason."""
-        self.no_score = reason
-
-    def stop_training(self) -> None:
-        """End the current experience's training after the running update or epoch."""
-        self._stop = True
-
     def predict(self, batch: InferenceBatch) -> Tensor:
         """Scores [B, C] by the claimant of `predict`, else by the objective."""
         owner = self._claims.get("predict")
         return owner.predict(self, batch) if owner else self.objective.predict(self, batch)
 
-    def claimed(self, *claims: str) -> bool:
-        """Whether a strategy has claimed any of these."""
-        return any(claim in self._claims for claim in claims)
-
     # -- the run ---------------------------------------------------------------------------------
 
-    def run(self, start: int = 0) -> None:
-        """Learn experiences `start`.. in order, scoring and checkpointing after each."""
-        if start == 0:
+    def run(self) -> None:
+        """Learn what is left of the stream, scoring and checkpointing after each experience."""
+        if self.start == 0 and not self.inside:
             self.grow_to(self.stream.seen_classes(0))
             self._score("untrained")
             self.is_training = True
             self.fire("before_training")
-        for experience in self.stream.experiences[start:]:
-            self.no_score = None
-            if self.put_back is not None:
-                self._model.load_state_dict(self.put_back)
-                self.put_back = None
+        for experience in self.stream.experiences[self.start :]:
+            if not self.inside:
+                self.no_score = None
+                if self.put_back is not None:
+                    self._model.load_state_dict(self.put_back)
+                    self.put_back = None
             self._learn(experience)
             if experience is self.stream.experiences[-1]:
                 self.fire("after_training")
@@ -235,6 +192,23 @@ class Loop(Toolbox):
         self.synchroniser.sync(self._model)
 
     def _learn(self, experience: Experience) -> None:
+        if not self.inside:
+            self._begin(experience)
+        if self.dataloader is not None:
+            try:
+                self._train_epochs()
+            finally:
+                if hasattr(self.dataloader, "close"):
+                    self.dataloader.close()
+        self.prequential.flush()
+        self.fire("after_training_exp")
+        self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
+        self._loss = self.rollouts = None
+
+    def _begin(self, experience: Experience) -> None:
+        """Everything about an experience that comes before its first epoch."""
+        if self.acts:
+            self.objective.forget()
         self.experience, self.is_training, self._stop = experience, True, False
         clock = self.clock
         clock.train_exp_epochs = clock.train_exp_iterations = 0
@@ -244,10 +218,8 @@ class Loop(Toolbox):
         table = self.adapted_dataset
         self.dataloader = None if table is None else self.objective.batches(self, table)
         self.grow_to(self.seen_classes)
-        by_batch = self.stream.online and not self.claimed("data")
-        if self.stream.online and not by_batch:
+        if self.stream.online and not self.by_batch:
             self.prequential.piece(experience.train)
-        self.arrivals = self.prequential.batch if by_batch else None
         self.prepare_optimizer()
         self._model.train()
         self.fire("before_training_exp")
@@ -255,11 +227,11 @@ class Loop(Toolbox):
         if table is not None:
             named = self._model.named_parameters()
             self.trained |= {name: p.numel() for name, p in named if p.requires_grad}
-            self._train_epochs()
-        self.prequential.flush()
-        self.fire("after_training_exp")
-        self.mb_x = self.mb_y = self.mb_task_id = self.mb_output = self.mb_index = None
-        self._loss = self.rollouts = None
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether each batch is answered before it is learned."""
+        return self.stream.online and not self.claimed("data")
 
     @property
     def exp_updates(self) -> int:
@@ -269,28 +241,38 @@ class Loop(Toolbox):
         planned = self.train_epochs * len(self.dataloader)
         return min(planned, self.train.updates or planned)
 
+    @property
+    def _over(self) -> bool:
+        """Whether the experience's last update has been made."""
+        return self._stop or self.clock.train_exp_iterations >= self._total
+
     def _train_epochs(self) -> None:
-        self._total = self.exp_updates
-        set_lr(self._optimizer, self.train, 0, self._total)
-        for _ in range(self.train_epochs):
-            if self._stop or self.clock.train_exp_iterations >= self._total:
-                break
-            self.clock.train_epoch_iterations = 0
-            self.fire("before_training_epoch")
-            for index in self.dataloader if not self._stop else ():
+        if not self.inside:
+            self._total, self._epochs = self.exp_updates, self.train_epochs
+            set_lr(self._optimizer, self.train, 0, self._total)
+        while self.inside or (self.clock.train_exp_epochs < self._epochs and not self._over):
+            batches = self._rest_of_epoch()
+            while not self._over and (index := next(batches, None)) is not None:
                 self._update(index)
-                if self._stop or self.clock.train_exp_iterations >= self._total:
-                    break
             self.fire("after_training_epoch")
             self.clock.train_exp_epochs += 1
+
+    def _rest_of_epoch(self) -> Iterator[Tensor]:
+        """The batches of a new epoch; where a run goes on inside of one, those that are left."""
+        if self.inside:
+            self.inside = False
+            return self.dataloader.rest()
+        self.clock.train_epoch_iterations = 0
+        self.fire("before_training_epoch")
+        return iter(() if self._stop else self.dataloader)
 
     def _update(self, index: Tensor) -> None:
         """One optimizer step on the rows at positions `index` [B] of the adapted data."""
         hooks, clock = self.hooks, self.clock
         several = self.train.accumulate > 1
         parts = index.split(-(-len(index) // self.train.accumulate)) if several else (index,)
-        if self.arrivals is not None:
-            self.arrivals(self.adapted_dataset, index)
+        if self.by_batch:
+            self.prequential.batch(self.adapted_dataset, index)
         self._fetch(0, parts, index)
         if hooks["before_training_iteration"]:
             self.fire("before_training_iteration")
@@ -349,19 +331,17 @@ class Loop(Toolbox):
         watch.total(self._loss, share)
 
     def _after_update(self) -> None:
-        """Between updates: look at losses, show progress, evaluate."""
-        updates = self.clock.train_iterations
+        """Between updates: look at losses, evaluate; then the observer's turn."""
+        updates, every = self.clock.train_iterations, self.eval.every
         self._watch.step()
-        if self.observer is not None:
-            self.observer.tick(self)
-        every = self.eval.every
         # the last update of an experience is scored once, at the experience's end
-        ended = self._stop or self.clock.train_exp_iterations >= self._total
-        if every and updates % every == 0 and not ended:
+        if every and updates % every == 0 and not self._over:
             self._watch.flush()
             scores = self._score("periodic")
             if self.train.until is not None and self._reached(scores):
                 self.stop_training()
+        if self.observer is not None:
+            self.observer.tick(self)
 
     def _reached(self, scores: Scores) -> bool:
         """Whether what this experience teaches has the score of train.until, on validation data."""

@@ -69,3 +69,13 @@ class Prequential:
             right = int(torch.stack(self._right).sum())
             self.windows.append([self.loop.clock.train_iterations, self._rows, right])
             self._right, self._rows = [], 0
+
+    def state(self) -> dict:
+        """Everything but the time it took, for the checkpoint."""
+        right = torch.stack(self._right) if self._right else None
+        return {"windows": self.windows, "right": right, "rows": self._rows}
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned."""
+        self.windows, self._rows = state["windows"], state["rows"]
+        self._right = [] if state["right"] is None else list(state["right"])

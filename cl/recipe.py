@@ -12,7 +12,7 @@ from cl.config import Param, params_of_schema, parse, parse_all
 from cl.errors import ContractError, unknown
 from cl.registry import find
 from cl.request import SETTABLE, Request
-from cl.settings import Eval, Train
+from cl.settings import Checkpoint, Eval, Train
 from cl.stream import Stream
 from cl.tuned import section
 
@@ -37,6 +37,7 @@ class Recipe:
     start: dict
     train: Train
     eval: Eval
+    checkpoint: Checkpoint = Checkpoint()
     objective: str | None = None
     objective_settings: dict = field(default_factory=dict)
     needs: tuple[str, ...] = ()
@@ -63,6 +64,7 @@ class Recipe:
         flat |= {f"objective.{k}": v for k, v in self.objective_settings.items()}
         flat |= {f"train.{k}": v for k, v in vars(self.train).items()}
         flat |= {f"eval.{k}": v for k, v in vars(self.eval).items()}
+        flat |= {f"checkpoint.{k}": v for k, v in vars(self.checkpoint).items()}
         flat["probes"] = self.probes
         if self.selection is not None:
             flat["best"] = True
@@ -105,10 +107,8 @@ def resolve(
         strategy=request.strategy_name,
         strategy_slug=request.strategy_slug,
         model=model,
-        seed=request.top["seed"],
         device=device,
-        threads=request.top["threads"],
-        out=request.top["out"],
+        **{name: request.top[name] for name in ("seed", "threads", "out")},
         probes=list(request.top["probes"]),
         stream_settings=stream_settings,
         strategy_settings=strategy_settings,
@@ -116,6 +116,7 @@ def resolve(
         start={name: value for name, value in request.start.items() if value},
         train=Train(**sections["train"]),
         eval=Eval(**sections["eval"]),
+        checkpoint=Checkpoint(**request.given.get("checkpoint", {})),
         objective=name,
         objective_settings=sections.get("objective", {}),
         needs=needs,
@@ -174,7 +175,8 @@ def _held_to(selection: dict | None, changed: dict, seed: int) -> dict | None:
 
 def hparams(recipe: Recipe) -> dict:
     """The settings that TensorBoard shows beside the final metrics."""
-    flat = {k: v for k, v in recipe.flat().items() if k not in ("threads", "stream.path")}
+    told = {k: v for k, v in recipe.flat().items() if not k.startswith("checkpoint.")}
+    flat = {k: v for k, v in told.items() if k not in ("threads", "stream.path")}
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in flat.items()

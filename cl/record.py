@@ -6,7 +6,6 @@ Raw scores are the truth; metrics can be recomputed from them.
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import yaml
 
-from cl import checkpoint, metrics, rl_results
+from cl import metrics, rl_results
 from cl.config import show
 from cl.document import Document, by_experience, description, reasons
 from cl.errors import DataError
 from cl.evaluation import Scores
 from cl.folder import SCHEMA, logger, read_results, truncate_events, write
+from cl.keeper import Keeper
 from cl.machine import describe_device, peak_memory, versions
-from cl.state import restore, restore_model, state_of, stored_bytes
+from cl.state import stored_bytes
 
 if TYPE_CHECKING:
     from cl.loop import Loop
@@ -59,7 +59,10 @@ class Recorder:
         self.started = time.perf_counter()
         self.mark = 0.0  # training seconds when the last experience had been written down
         self.status = "running"
+        self.last: dict | None = None  # results as they were last written
+        self.drawn = -1  # updates of the last prequential point that the board has shown
         self.log = logger(folder)
+        self.keeper = Keeper(self, recipe.checkpoint)
         self._curves = None
 
     # -- what the loop calls ----------------------------------------------------------------------
@@ -68,6 +71,7 @@ class Recorder:
         """After every update."""
         if self.display is not None:
             self.display.tick(loop)
+        self.keeper.tick(loop)
 
     def losses(self, loop: Loop, means: dict[str, float]) -> None:
         """Mean loss terms since the last call."""
@@ -125,8 +129,10 @@ class Recorder:
         if self.board is not None:
             self.board.experience(loop, results)
         # the checkpoint first: results never speak of an experience that could not be gone on from
-        self.save_checkpoint(loop)
-        self.write_results(results)
+        self.last, parts = results, list(self.document.parts(results))
+        self.keeper.save(loop, then=lambda: write(self.folder / "results.json", parts))
+        if self.status == "finished":
+            self.keeper.finish()
         if self.display is not None:
             self.display.experience(loop, results)
         self.log.info(
@@ -136,6 +142,14 @@ class Recorder:
             show(results["metrics"]["seen_accuracy"][index]),
             loop.clock.train_iterations,
         )
+        if self.status != "finished":
+            self.keeper.learned()
+
+    def say(self, text: str, *, warn: bool = False) -> None:
+        """Tell people, and `log.txt`."""
+        (self.log.warning if warn else self.log.info)("%s", text)
+        if self.display is not None:
+            self.display.out.print(text, soft_wrap=True, markup=False)
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -153,6 +167,7 @@ class Recorder:
 
     def write_results(self, results: dict) -> None:
         """`results.json`, replaced at once."""
+        self.last = results
         write(self.folder / "results.json", self.document.parts(results))
 
     def results(self, loop: Loop) -> dict:
@@ -207,14 +222,6 @@ class Recorder:
         if stream.domain == "rl" and self.alone is None:
             reasons["single_task"] = rl_results.NO_REFERENCES
         return {name: reason for name, reason in reasons.items() if reason is not None}
-
-    def _same_stream(self) -> None:
-        known = read_results(self.folder)["stream_hash"]
-        if known != self.stream_hash:
-            raise DataError(
-                f"{self.folder} was run on other data: stream hash {known}, now "
-                f"{self.stream_hash}; resume needs the same files"
-            )
 
     def _metrics(self, loop: Loop) -> tuple[dict, dict[str, str]]:
         evals = self.stream.evals
@@ -288,10 +295,15 @@ class Recorder:
         self.n_lines += 1
 
     def close(self, status: str | None = None, loop: Loop | None = None) -> None:
-        """Flush everything; `status` failed or running overrides the last one written."""
+        """Flush everything; `status` failed or running overrides the last one written.
+
+        The rest is as of the last experience's end: what has stopped may be in any state.
+        """
+        self.keeper.close()
         if status is not None and loop is not None:
             self.status = status
-            self.write_results(self.results(loop))
+            results = self.results(loop) if self.last is None else self.last
+            self.write_results({**results, "status": status})
         if self._curves is not None:
             self._curves.close()
             self._curves = None
@@ -303,45 +315,40 @@ class Recorder:
 
     # -- checkpoint -------------------------------------------------------------------------------
 
-    def save_checkpoint(self, loop: Loop) -> None:
-        """Everything that is needed to go on after the current experience, with `curves.jsonl`."""
-        os.fsync(self._curves.fileno())
-        state = {
-            **state_of(loop),
-            "record": {
-                "n_lines": self.n_lines,
-                "eval_seconds": self.eval_seconds + loop.prequential.seconds,
-                "events": self.board.sizes() if self.board is not None else {},
-                "seconds": self.earlier_seconds + time.perf_counter() - self.started,
-                "experience_seconds": self.experience_seconds,
-            },
+    def state(self, loop: Loop) -> dict:
+        """How far the files have come, for the checkpoint."""
+        return {
+            "n_lines": self.n_lines,
+            "eval_seconds": self.eval_seconds + loop.prequential.seconds,
+            "events": self.board.sizes() if self.board is not None else {},
+            "drawn": self.board.prequential_at if self.board is not None else -1,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.started,
+            "experience_seconds": self.experience_seconds,
+            "mark": self.mark,
         }
-        name = f"{loop.clock.train_iterations:09d}-{loop.experience.index + 1:06d}"
-        checkpoint.save(self.folder / "checkpoint", name, loop.model, state)
 
-    def restore(self, loop: Loop) -> int:
-        """Put a loop where its last checkpoint was; returns the next experience, 0 without one."""
-        saved = checkpoint.found(self.folder / "checkpoint")
-        if not saved:
-            return 0
-        self._same_stream()
-        weights, document, tensors = checkpoint.load(saved[-1], loop.device)
-        learned = int(saved[-1].name.rpartition("-")[2])
-        restore_model(loop, weights, document["model"], learned)
-        state = checkpoint.unpack(document["state"], tensors, loop.device, like=loop.model)
-        restore(loop, state)
-        record = state["record"]
-        self.n_lines = record["n_lines"]
-        self.eval_seconds, self.earlier_seconds = record["eval_seconds"], record["seconds"]
-        self.experience_seconds = record["experience_seconds"]
-        self.mark = self.earlier_seconds - self.eval_seconds
+    def load_state(self, state: dict, loop: Loop) -> None:
+        """Cut the files back to where they were then. Raises DataError."""
+        self.n_lines, self.drawn = state["n_lines"], state.get("drawn", -1)
+        self.eval_seconds, self.earlier_seconds = state["eval_seconds"], state["seconds"]
+        self.experience_seconds = state["experience_seconds"]
+        self.mark = state["mark"] if loop.inside else self.earlier_seconds - self.eval_seconds
         for line in self._curves_until(self.n_lines):
             self._take(line)
-        truncate_events(self.folder, record["events"])
-        if state["next_experience"] == len(self.stream):  # stopped between two last files
+        truncate_events(self.folder, state["events"])
+        if loop.start == len(self.stream):  # stopped between two last files
             self.status = "finished"
             self.write_results(self.results(loop))
-        return state["next_experience"]
+
+    def check_stream(self) -> None:
+        """Raises DataError if the run was begun on other data."""
+        self.last = read_results(self.folder)
+        known = self.last["stream_hash"]
+        if known != self.stream_hash:
+            raise DataError(
+                f"{self.folder} was run on other data: stream hash {known}, now "
+                f"{self.stream_hash}; resume needs the same files"
+            )
 
     def _curves_until(self, n_lines: int) -> list[dict]:
         """The first lines of `curves.jsonl`; later ones are cut off. Raises DataError."""

@@ -105,6 +105,7 @@ def _request(request: Request, recipe: Recipe, one: EnvStream) -> Request:
     given = {
         "train": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(recipe.train).items()},
         "eval": {**vars(recipe.eval), "references": False},
+        "checkpoint": vars(recipe.checkpoint),
         "model": recipe.model_settings,
         "objective": recipe.objective_settings,
     }

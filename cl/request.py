@@ -15,17 +15,18 @@ import yaml
 from cl.config import params_of_schema, parse_all, show
 from cl.errors import BadValue, DataError, UnknownName, nearest, unknown
 from cl.registry import Entry, find
-from cl.settings import Eval, Scenario, Top, Train
+from cl.settings import Checkpoint, Eval, Scenario, Top, Train
 from cl.start import PARAMS as START
 
 SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 SETTABLE = ("ppo", "dqn", "cloning")  # as objective, of environments
-PREFIXES = ("stream", "strategy", "model", "objective", "train", "eval")
+PREFIXES = ("stream", "strategy", "model", "objective", "train", "eval", "checkpoint")
+SCHEMAS = {"train": Train, "eval": Eval, "checkpoint": Checkpoint}
 
 
 @dataclass
 class Request:
-    """A checked request. `given` holds model, train and eval keys; objects those of Python."""
+    """A checked request. given: keys by prefix (model, train, ...); objects: those of Python."""
 
     stream_name: str
     stream: Entry | None
@@ -69,7 +70,7 @@ class Request:
         )
         request.take_stream(sections["stream"])
         request.strategy_settings = _strategy_settings(sections["strategy"], parts)
-        for prefix, schema in {"train": Train, "eval": Eval}.items():
+        for prefix, schema in SCHEMAS.items():
             params = params_of_schema(schema)
             request.given[prefix] = parse_all(f"{prefix}.", sections[prefix], params, "a run")
         own = {name: value for name, value in sections["model"].items() if name not in START}
@@ -295,8 +296,7 @@ def _sections(keys: dict, stream: Entry | None, parts: list[Entry], model: Entry
 
 def _unknown_key(key: str, top: dict, stream, parts: list[Entry], model) -> UnknownName:
     known = list(top)
-    known += [f"train.{name}" for name in params_of_schema(Train)]
-    known += [f"eval.{name}" for name in params_of_schema(Eval)]
+    known += [f"{prefix}.{n}" for prefix, kind in SCHEMAS.items() for n in params_of_schema(kind)]
     known += [
         f"objective.{name}" for kind in SETTABLE for name in find("objectives", kind).params()
     ]

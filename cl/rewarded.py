@@ -66,7 +66,7 @@ class Rewarded(Strategy):
         if loop.stream.domain == "rl":
             self._check_defaults(loop)
         self._check_reference(loop)
-        if loop.stream.domain != "llm" or self.min_pass == 0:
+        if loop.stream.domain != "llm" or self.min_pass == 0 or loop.resumed:
             return  # a head starts at random, and its classes come with the stream
         for experience in loop.stream.experiences:
             share = self.pass_share(loop, experience.train)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import walk_tb
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from cl import references
+from cl import references, stopping
 from cl.board import Board
+from cl.checkpoint import found
 from cl.display import Display, header
 from cl.errors import BadValue, ClError, DataError, RunError
 from cl.folder import clear, locked, prepare, read_results, run_folder
@@ -145,6 +147,7 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         evaluation=recipe.eval,
         seed=recipe.seed,
         device=device,
+        resumed=resume_in is not None and bool(found(resume_in / "checkpoint")),
     )
     _check_training(recipe, stream, loop)
     if recipe.eval.references:
@@ -182,17 +185,15 @@ def _run_recorded(
     loop: Loop, recorder: Recorder, folder: Path, progress: bool, resuming: bool
 ) -> Result:
     recipe = recorder.recipe
-    resumable = resuming and loop.restarts is None
-    start = recorder.restore(loop) if resumable else 0
-    if resuming and start == 0:
-        clear(folder)
-    recorder.board = Board(folder, hparams(recipe))
     if progress:
         recorder.display = Display(header(recipe), len(loop.stream), _planned(loop))
-    if resuming and not resumable:
-        recorder.log.warning("starts over: %s", loop.restarts)
-        if progress:
-            recorder.display.out.print(f"starts over: {loop.restarts}", soft_wrap=True)
+    if resuming and loop.restarts is not None:
+        recorder.say(f"starts over: {loop.restarts}", warn=True)
+    if resuming and not (loop.restarts is None and recorder.keeper.restore(loop)):
+        clear(folder)
+    recorder.board = Board(folder, hparams(recipe), recorder.drawn)
+    if progress:
+        recorder.display.goes_on(loop)
     loop.observer = recorder
     recorder.log.info(
         "%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed, recipe.device
@@ -201,7 +202,8 @@ def _run_recorded(
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
-            loop.run(start)
+            with stopping.patience() if loop.restarts is None else nullcontext():
+                loop.run()
     except Exception as error:
         status = "failed"
         recorder.log.exception("the run failed")

@@ -1,4 +1,4 @@
-"""Settings of any run: `train.*`, `eval.*`, the scenario's `stream.*`, and keys without a prefix.
+"""Settings of any run: `train.* eval.* checkpoint.*`, a scenario's `stream.*`, keys of no prefix.
 
 Every field is a key of the command line; the docstrings are what `cl describe` shows.
 """
@@ -85,6 +85,22 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """When checkpoints are made, besides the end of every experience.
+
+    They change nothing in a run; whichever of the two comes first counts.
+
+    Parameters
+        every    a checkpoint after every so many updates; none: by time alone [updates]
+        minutes  a checkpoint when the last one is so old; later where they take so long that they
+                 would take more than 2 % of the time; none: no such [minutes]
+    """
+
+    every: Annotated[int, Range(min=1)] | None = None
+    minutes: Annotated[float, Range(above=0)] | None = 5.0
+
+
+@dataclass(frozen=True)
 class Top:
     """Keys without a prefix.
 
@@ -146,4 +162,10 @@ class Scenario:
     online: bool = False
 
 
-SCHEMAS = {"run": Top, "train": Train, "eval": Eval, "scenario": Scenario}
+SCHEMAS = {
+    "run": Top,
+    "train": Train,
+    "eval": Eval,
+    "checkpoint": Checkpoint,
+    "scenario": Scenario,
+}

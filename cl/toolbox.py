@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from cl.augment import augment
 from cl.buffers import Buffer
 from cl.checkpoint import as_snapshot
 from cl.data import Table
-from cl.errors import BadValue
+from cl.errors import BadValue, ContractError
 from cl.models import rebuild
 from cl.probes import hooks_of
 from cl.registry import find
@@ -33,6 +33,55 @@ class Toolbox:
     stream: Stream
     experience: Experience | None
     probes: dict[str, object]  # those that are attached, by name
+
+    @property
+    def loss(self) -> Tensor:
+        """The loss of this micro-batch; `loop.loss += value` is logged as `other`."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, value: Tensor) -> None:
+        self._loss = value
+
+    @property
+    def mbatch(self) -> list:
+        """Avalanche's view of the minibatch: [x, y, task labels]."""
+        return [self.mb_x, self.mb_y, self.mb_task_id]
+
+    @property
+    def criterion(self) -> Callable:
+        """Avalanche's name for the objective's criterion(output, y)."""
+        return self._criterion
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a named term to the loss; its mean is logged as `train/loss_<name>`."""
+        if value.dim():
+            raise ContractError(f"loss term {name!r} must be a scalar, got {tuple(value.shape)}")
+        if not self._loss_open:
+            raise ContractError(f"loss term {name!r}: call add_loss in before_backward only")
+        self._loss = self._loss + value
+        self._watch.term(name, value)
+
+    def log(self, name: str, value: Tensor | float) -> None:
+        """Show a number as `train/<name>`, averaged between two looks at the losses."""
+        self._watch.log(name, value)
+
+    def report(self, name: str, value: float, *, add: bool = False) -> None:
+        """Keep a number about the current experience in results.json, `reported`."""
+        row, index = self.reported.setdefault(name, {}), self.experience.index
+        row[index] = value + (row.get(index, 0) if add else 0)
+
+    def skip_score(self, reason: str) -> None:
+        """Leave the current experience's row of scores undefined, with a reason."""
+        self.no_score = reason
+
+    def stop_training(self) -> None:
+        """End the current experience's training after the running update or epoch."""
+        self._stop = True
+
+    def claimed(self, *claims: str) -> bool:
+        """Whether a strategy has claimed any of these."""
+        return any(claim in self._claims for claim in claims)
 
     @property
     def seen_classes(self) -> int:
@@ -193,3 +242,11 @@ class Toolbox:
             return rebuild(architecture, trained=trained).to(self.device).train(self.is_training)
         finally:
             restore_globals(state)
+
+
+def hooked(model: nn.Module) -> list[str]:
+    """Modules and parameters that have hooks, which are code and can't be kept in a checkpoint."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    modules = dict(model.named_modules())
+    found = [name for name, m in modules.items() if any(getattr(m, kind) for kind in kinds)]
+    return found + [name for name, p in model.named_parameters() if p._backward_hooks]

@@ -41,7 +41,7 @@ class LossWatch:
 
     def log(self, name: str, value: Tensor | float) -> None:
         self.logged.setdefault(name, []).append(
-            value.detach().float() if isinstance(value, Tensor) else value
+            value.detach().float() if isinstance(value, Tensor) else float(value)
         )
 
     def step(self) -> None:
@@ -81,9 +81,31 @@ class LossWatch:
                 if not torch.isfinite(p).all():
                     self._stop(f"weights {name} are not finite", loop.clock.train_iterations)
 
+    def state(self) -> dict:
+        """What has come together since the last look, for the checkpoint: between two updates."""
+        return {
+            "losses": _joined(self.losses),
+            "terms": {name: _joined(values) for name, values in self.terms.items()},
+            "logged": {name: _joined(values) for name, values in self.logged.items()},
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned."""
+        self.losses, self.parts = list(state["losses"]), []
+        self.terms, self.logged = (
+            {name: list(values) for name, values in state[kind].items()}
+            for kind in ("terms", "logged")
+        )
+
     def _stop(self, what: str, update: int) -> None:
         experience = self.loop.experience
         raise NonFinite(
             f"{what} at update {update}, in experience {experience.index} ({experience.name}); "
             f"try a smaller train.lr (now {self.loop.train.lr:g}) or train.clip=1"
         )
+
+
+def _joined(values: list) -> Tensor | list:
+    """Scalars on the device as one tensor, which a file holds as one; others as they are."""
+    tensors = bool(values) and all(isinstance(value, Tensor) for value in values)
+    return torch.stack(values) if tensors else values

@@ -734,7 +734,7 @@ def test_rebuilt_snapshots_and_checkpoints_hold_the_same_model(models, folders, 
     with torch.no_grad():
         assert torch.equal(restored(ids, mask), model(ids, mask))
     assert not any(p.requires_grad for p in restored.parameters())
-    saved_in = checkpoint.save(tmp_path, "000000001-00", model, {"a": 1})
+    saved_in = checkpoint.save(tmp_path, "000000001-00", checkpoint.content(model, {"a": 1}))
     weights, document, _ = checkpoint.load(saved_in, torch.device("cpu"))
     fresh = rebuild(document["model"]["architecture"])
     fresh.load_state_dict(weights)
@@ -784,7 +784,7 @@ def test_loops_copy_restart_and_restore_language_models(models, kind):
 
 def test_a_language_model_starts_where_a_run_ended(models, tmp_path):
     model = models["tiny"]
-    checkpoint.save(tmp_path / "checkpoint", "000000001-00", model, {})
+    checkpoint.save(tmp_path / "checkpoint", "000000001-00", checkpoint.content(model, {}))
     start = {"from": str(tmp_path)}
     made = build("tiny", (), {"pretrained": False}, start=start)
     assert_same_weights(weights(made), weights(model))

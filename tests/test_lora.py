@@ -280,7 +280,7 @@ def test_snapshots_checkpoints_and_fresh_models_have_the_adapters(kind, folders,
     packed = json.loads(json.dumps(checkpoint.pack({"old": snapshot}, tensors, "state")))
     restored = checkpoint.unpack(packed, tensors, torch.device("cpu"))["old"]
     assert torch.equal(logits(restored), logits(model))
-    kept = checkpoint.save(tmp_path, "000000001-00", model, {"a": 1})
+    kept = checkpoint.save(tmp_path, "000000001-00", checkpoint.content(model, {"a": 1}))
     held, document, _ = checkpoint.load(kept, torch.device("cpu"))
     fresh = rebuild(document["model"]["architecture"])
     fresh.load_state_dict(held)
@@ -293,7 +293,9 @@ def test_snapshots_checkpoints_and_fresh_models_have_the_adapters(kind, folders,
 
 def test_tied_weights_are_stored_once(folders, tmp_path):
     model = build(f"hf:{folders['gpt2']}", (), {})
-    kept = checkpoint.save(tmp_path, "000000001-00", model, {"old": loop_snapshot(model)})
+    kept = checkpoint.save(
+        tmp_path, "000000001-00", checkpoint.content(model, {"old": loop_snapshot(model)})
+    )
     size = sum(4 * p.numel() for p in model.parameters())
     assert (kept / "model.safetensors").stat().st_size < size + 8000
     assert (kept / "state.safetensors").stat().st_size < size + 8000

@@ -14,7 +14,8 @@ Episodes   end by termination or by the clock (`truncated`), never both; the env
 Clock      steps per episode are those of Gymnasium's ids; `limit=` changes it, None removes it
 Random     environment k has a stream of bits of its own, which depends on one draw of the
            generator given to `reset` and on k, never on how many others there are
-State      `state()` holds arrays with a row per environment; `load` gives the observations there
+State      `state()` holds arrays with a row per environment; `load` gives the observations there;
+           `replays`: it gets there by playing the running episodes again (Gymnasium's)
 Equal      state by state to Gymnasium's environments of the same id, physics changed or not;
            rewards and observations in float32. Where Gymnasium says both terminated and
            truncated, it is terminated here

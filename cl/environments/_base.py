@@ -44,6 +44,7 @@ class Environment:
     action_high: np.ndarray | None = None
     observation_size: int
     observation_kind: Literal["box", "one_hot"] = "box"
+    replays = False  # whether `load` plays the running episodes again, as it has no other way
 
     def reset(self, rng: np.random.Generator | None = None, which=None) -> np.ndarray:
         """New episodes in all environments, or in those of `which`; observations [n, d] of all.

@@ -31,6 +31,8 @@ VIEWS = 20_000  # of MiniGrid that an environment keeps
 class Gymnasium(Environment):
     """n copies of a Gymnasium id; further arguments are the environment's own."""
 
+    replays = True
+
     def __init__(self, id: str, n: int, **parameters):
         if n < 1:
             raise BadValue(f"{id} needs at least one environment, got n={n}")

@@ -15,7 +15,7 @@ from cl.errors import BadValue
 
 _SPACES = (
     *("id", "n", "n_actions", "action_size", "action_low", "action_high"),
-    *("observation_size", "observation_kind"),
+    *("observation_size", "observation_kind", "replays"),
 )
 
 
@@ -203,6 +203,7 @@ class Joined(Environment):
                     )
         if any(env.observation_kind != first.observation_kind for env in self.envs):
             self.observation_kind = "box"
+        self.replays = any(env.replays for env in self.envs)
         self.id = "+".join(dict.fromkeys(env.id for env in self.envs))
         self.n = sum(env.n for env in self.envs)
         self._ends = np.cumsum([env.n for env in self.envs])

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cl.data import Table
+from cl.data import Epochs, Table
 from cl.env_stream import EnvStream
 from cl.environments import Environment, Joined
-from cl.errors import BadValue, ContractError
+from cl.errors import BadValue, ContractError, DataError, NotKept
 from cl.models.policy import PolicyModel
 from cl.seeding import derive
 from cl.steps import Steps
@@ -38,7 +38,8 @@ class Acting:
     name: str
 
     def __init__(self):
-        self._lately: list[tuple[Tensor, Tensor]] = []  # (observations, actions) of rollouts
+        self.lately: list[tuple[Tensor, Tensor]] = []  # (observations, actions) of rollouts
+        self.n_envs = 1
 
     def check(self, loop: Loop) -> None:
         """Raises BadValue for streams, models and settings that this can't be used with."""
@@ -72,20 +73,20 @@ class Acting:
     def visited(self, loop: Loop) -> Table | None:
         """x: observations that the policy has lately met in this experience, y: what it did there;
         None before any."""
-        if not self._lately:
+        if not self.lately:
             return None
-        x, y = (torch.cat(column)[-VISITED:] for column in zip(*self._lately, strict=True))
+        x, y = (torch.cat(column)[-VISITED:] for column in zip(*self.lately, strict=True))
         return Table({"x": x, "y": y})
 
     def remember(self, steps: Steps) -> None:
         """Keep what `visited` shows."""
-        self._lately.append((steps.rows("observations"), steps.rows("actions")))
-        while sum(len(x) for x, _ in self._lately[1:]) >= VISITED:
-            self._lately.pop(0)
+        self.lately.append((steps.rows("observations"), steps.rows("actions")))
+        while sum(len(x) for x, _ in self.lately[1:]) >= VISITED:
+            self.lately.pop(0)
 
     def forget(self) -> None:
         """A new experience: nothing has been met in it yet."""
-        self._lately = []
+        self.lately = []
 
     def state(self) -> dict:
         """What goes on from one experience to the next beside the model."""
@@ -129,16 +130,21 @@ class Players:
 
     def __init__(self, loop: Loop, table: Table, n: int):
         self.loop, stream = loop, loop.stream
-        copies = copies_of(table, n)
-        made = [stream.tasks[k].build(m) for k, m in copies.items()]
-        self.env: Environment = made[0] if len(made) == 1 else Joined(made)
-        self.task = torch.tensor([k for k, m in copies.items() for _ in range(m)])
+        self.copies = copies_of(table, n)
+        self.env = self._built()
+        self.task = torch.tensor([k for k, m in self.copies.items() for _ in range(m)])
+        self._goes_back: bool | None = None  # whether `load` leads back; None: not tried yet
         seed = derive(loop.seed, f"environments/{loop.experience.index}")
         self.seen = self.env.reset(np.random.default_rng(seed))
         self.low, self.high = self.env.action_low, self.env.action_high
         self._sums, self.returned = np.zeros(self.env.n), []
         scales = [stream.tasks[k].reward_scale for k in self.task.tolist()]
         self.scale = None if set(scales) == {1.0} else np.array(scales, np.float32)
+
+    def _built(self) -> Environment:
+        tasks = self.loop.stream.tasks
+        made = [tasks[k].build(m) for k, m in self.copies.items()]
+        return made[0] if len(made) == 1 else Joined(made)
 
     @property
     def n(self) -> int:
@@ -192,9 +198,84 @@ class Players:
             self.loop.log("episode_return", sum(self.returned) / len(self.returned))
             self.returned = []
 
+    def state(self) -> dict:
+        """Where all episodes are, for the checkpoint. Raises NotKept if nothing leads back there.
+
+        Environments that are put back by playing their running episodes again have to show once
+        in an experience that they can be: others of their kind must come to see the same.
+        """
+        try:
+            state = self.env.state()
+        except NotImplementedError as error:
+            raise NotKept(f"{self.env.id} has no state() that could be kept") from error
+        if self.env.replays and self._goes_back is None:
+            other = self._built()
+            self._goes_back = np.array_equal(other.load(state), self.seen)
+            _close(other)
+        if self._goes_back is False:
+            raise NotKept(f"{self.env.id} does not repeat an episode that is played again")
+        return {"env": state, "seen": self.seen, "sums": self._sums, "returned": self.returned}
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned. Raises DataError if environments are others than then."""
+        if not np.array_equal(self.env.load(state["env"]), state["seen"]):
+            raise DataError(
+                f"{self.env.id} can't be put back to where it was: another version of the package, "
+                "or it draws random numbers that are not its own"
+            )
+        self.seen, self._sums, self.returned = state["seen"], state["sums"], state["returned"]
+
     def close(self) -> None:
         """Let go of the environments; their failure to close fails nothing else."""
-        try:
-            self.env.close()
-        except Exception as error:
-            warnings.warn(f"{self.env.id} did not close: {error}", stacklevel=1)
+        _close(self.env)
+
+
+def _close(env: Environment) -> None:
+    try:
+        env.close()
+    except Exception as error:
+        warnings.warn(f"{env.id} did not close: {error}", stacklevel=1)
+
+
+class Played(Epochs):
+    """Minibatches of steps that are made while they are iterated over.
+
+    n: environments side by side; made: how far the running epoch has come.
+    """
+
+    def __init__(self, objective: Acting, loop: Loop, table: Table):
+        super().__init__()
+        self.objective, self.loop, self.table = objective, loop, table
+        self.n = sum(copies_of(table, objective.n_envs).values())
+        self.players: Players | None = None
+        self.made = 0
+
+    def begin(self) -> None:
+        """See Epochs: new environments."""
+        self.close()
+        self.players, self.made = Players(self.loop, self.table, self.n), 0
+        self.objective.begin(self.loop)
+        self.give(())
+
+    def state(self) -> dict:
+        """See Epochs: environments and the live batch of steps, too."""
+        return super().state() | {
+            "made": self.made,
+            "players": self.players.state(),
+            "lately": self.objective.lately,
+            "steps": vars(self.loop.rollouts),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """See Epochs."""
+        super().load_state(state)
+        self.made, self.objective.lately = state["made"], state["lately"]
+        self.players = Players(self.loop, self.table, self.n)
+        self.players.load_state(state["players"])
+        self.loop.rollouts = Steps(**state["steps"])
+
+    def close(self) -> None:
+        """See Epochs."""
+        if self.players is not None:
+            self.players.close()
+        self.players = None

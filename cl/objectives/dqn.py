@@ -26,7 +26,6 @@ Parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -36,7 +35,7 @@ from cl.config import Range
 from cl.data import Table
 from cl.errors import BadValue
 from cl.objectives import _q_learning as q
-from cl.objectives._acting import Acting, Players, copies_of
+from cl.objectives._acting import Acting, Played, Players
 from cl.registry import register
 from cl.seeding import frozen
 from cl.steps import Steps
@@ -121,9 +120,7 @@ class DQN(Acting):
 
     def state(self) -> dict:
         """The stored steps, where they are kept."""
-        kept = self.buffer == "keep"
-        full = {name: column[: self.stored] for name, column in self.held.items()}
-        return {"held": full, "stored": self.stored} if kept else {}
+        return {"held": self.full(), "stored": self.stored} if self.buffer == "keep" else {}
 
     def load_state(self, state: dict) -> None:
         """Put back what `state` returned."""
@@ -133,6 +130,10 @@ class DQN(Acting):
             self.held[name][: len(column)] = column
 
     # -- steps -------------------------------------------------------------------------------------
+
+    def full(self) -> dict[str, Tensor]:
+        """The columns of the buffer as far as they have been filled."""
+        return {name: column[: self.stored] for name, column in self.held.items()}
 
     def begin(self, loop: Loop) -> None:
         """What is kept and what is reset at an experience's start."""
@@ -192,15 +193,16 @@ class DQN(Acting):
             q.synchronise(self.target, loop.model)
 
 
-class StoredBatches:
+class StoredBatches(Played):
     """One experience's minibatches of stored steps; an epoch is the budget of steps.
 
-    Yields int64 [B], positions in the objective's buffer.
+    Yields int64 [B], positions in the objective's buffer. made: steps so far in this epoch; left:
+    updates until the next ones; updated: whether there was one since the last look at the target.
     """
 
     def __init__(self, objective: DQN, loop: Loop, table: Table):
-        self.objective, self.loop, self.table = objective, loop, table
-        self.n = sum(copies_of(table, objective.n_envs).values())
+        super().__init__(objective, loop, table)
+        self.left, self.updated = 0, False
 
     def _length(self) -> int:
         return -(-self.objective.every // self.n)
@@ -211,18 +213,43 @@ class StoredBatches:
         before = max(0, -(-o.starts // each) - 1)
         return max(0, times - before) * o.updates
 
-    def __iter__(self) -> Iterator[Tensor]:
-        objective, loop, n = self.objective, self.loop, self._length()
-        players = Players(loop, self.table, self.n)
-        each = n * self.n
-        objective.begin(loop)
-        try:
-            for made in range(0, len(self.table), each):
-                objective.collect(loop, players, made, len(self.table), n)
-                if made + each < objective.starts:
-                    continue
-                for _ in range(objective.updates):
-                    yield objective.drawn(loop).to(loop.device)
-                    objective.follow(loop)
-        finally:
-            players.close()
+    def begin(self) -> None:
+        """See Played."""
+        super().begin()
+        self.left, self.updated = 0, False
+
+    def more(self) -> bool:
+        """A draw from the buffer, after further steps if they are due."""
+        o, loop, n = self.objective, self.loop, self._length()
+        if self.updated:
+            o.follow(loop)
+            self.updated = False
+        while not self.left:
+            if self.made >= len(self.table):
+                self.close()
+                return False
+            o.collect(loop, self.players, self.made, len(self.table), n)
+            self.made += n * self.n
+            self.left = o.updates if self.made >= o.starts else 0
+        self.left, self.updated = self.left - 1, True
+        return self.give((o.drawn(loop).to(loop.device),))
+
+    def state(self) -> dict:
+        """See Epochs: buffer and target network, too."""
+        o = self.objective
+        kept = o.buffer == "keep"  # then the objective's own state holds it
+        return super().state() | {
+            "left": self.left,
+            "updated": self.updated,
+            "target": o.target,
+            "before": o.before,
+            "stored": None if kept else {"held": o.full(), "stored": o.stored},
+        }
+
+    def load_state(self, state: dict) -> None:
+        """See Epochs."""
+        super().load_state(state)
+        o, self.left, self.updated = self.objective, state["left"], state["updated"]
+        o.target, o.before = state["target"], state["before"]
+        if state["stored"] is not None:
+            o.load_state(state["stored"])

@@ -15,14 +15,14 @@ Sampler log-probabilities serve as the old ones only where they are those of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from cl.data import Table
+from cl.data import Epochs, Table
 from cl.errors import BadValue, ContractError
 from cl.objectives import imitation
 from cl.objectives._policies import POLICIES
@@ -295,45 +295,59 @@ class PolicyGradient:
             loop.report("unscorable", unscorable, add=True)
 
 
-class RolloutBatches:
+class RolloutBatches(Epochs):
     """One experience's minibatches of answers; an epoch asks every prompt once.
 
-    Yields int64 [B], positions in `loop.rollouts`, which a further step may have replaced.
+    Yields int64 [B], positions in `loop.rollouts`, which a further step may have replaced. prompts:
+    those of the epoch, batch of rollouts by batch of rollouts; asked: how many of these batches
+    have been answered; n: prompts of the last one; passes: over its answers, begun so far; held:
+    whether refresh=inf has its one batch of the experience.
     """
 
     def __init__(self, objective: PolicyGradient, loop: Loop, table: Table):
+        super().__init__()
         self.objective, self.loop, self.table = objective, loop, table
-        self.held: Rollouts | None = None  # refresh=inf: the one batch of the experience
+        self.prompts: Sequence[Tensor] = ()
+        self.asked = self.n = self.passes = 0
+        self.held = False
 
     def __len__(self) -> int:
         return self.objective.choices.passes * sum(map(self._steps, self._sizes()))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        c, loop = self.objective.choices, self.loop
-        if c.refresh == "inf" and self.held is not None:
-            yield from self._passes(self.held, len(self.table))
-            return
-        order = torch.randperm(len(self.table), generator=loop.rng("batches"))
-        for prompts in order.to(self.table.device).split(max(self._sizes())):
-            made = self.objective.collect(loop, self.table, prompts)
-            if c.refresh == "inf":
-                self.held = made
-            yield from self._passes(made, len(prompts))
+    def begin(self) -> None:
+        """See Epochs."""
+        self.give(())
+        self.asked, self.passes = 0, 0
+        if not self.held:
+            order = torch.randperm(len(self.table), generator=self.loop.rng("batches"))
+            self._ask(order)
+            self.passes = self.objective.choices.passes  # there are no answers yet
 
-    def _passes(self, made: Rollouts, n: int) -> Iterator[Tensor]:
-        """As many updates as n prompts give, though some were left out or others added."""
+    def _ask(self, order: Tensor) -> None:
+        self.prompts = order.to(self.table.device).split(max(self._sizes()))
+
+    def more(self) -> bool:
+        """Another pass over the answers, or over new ones: as many updates as n prompts give,
+        though some were left out or others added."""
         c, loop = self.objective.choices, self.loop
-        rows, steps = made.n_prompts * self.objective.policy.per_prompt(c.group), self._steps(n)
-        for _ in range(c.passes):
-            if c.on_policy:
-                order = torch.arange(rows)
-            else:
-                order = torch.randperm(rows, generator=loop.rng("minibatches"))
-            parts = order.split(-(-rows // steps))
-            if len(parts) < steps:  # so few are left that rounding up would save an update
-                parts = order.repeat(-(-steps // rows)).tensor_split(steps)
-            for part in parts:
-                yield part.to(loop.device)
+        if self.passes == c.passes:
+            if self.held or self.asked == len(self.prompts):
+                return False
+            prompts = self.prompts[self.asked]
+            self.objective.collect(loop, self.table, prompts)
+            self.asked, self.n, self.passes = self.asked + 1, len(prompts), 0
+            self.held = c.refresh == "inf"
+        self.passes += 1
+        rows = loop.rollouts.n_prompts * self.objective.policy.per_prompt(c.group)
+        steps = self._steps(self.n)
+        if c.on_policy:
+            order = torch.arange(rows)
+        else:
+            order = torch.randperm(rows, generator=loop.rng("minibatches"))
+        parts = order.split(-(-rows // steps))
+        if len(parts) < steps:  # so few are left that rounding up would save an update
+            parts = order.repeat(-(-steps // rows)).tensor_split(steps)
+        return self.give([part.to(loop.device) for part in parts])
 
     def _steps(self, n: int) -> int:
         """Updates of one pass over the answers to n prompts."""
@@ -347,3 +361,22 @@ class RolloutBatches:
             return [n]
         size = c.refresh * self.loop.train_mb_size // self.objective.policy.per_prompt(c.group)
         return [size] * (n // size) + [n % size] * bool(n % size)
+
+    def state(self) -> dict:
+        """See Epochs: the live rollouts, too."""
+        return super().state() | {
+            "prompts": torch.cat(list(self.prompts)),
+            "asked": self.asked,
+            "n": self.n,
+            "passes": self.passes,
+            "held": self.held,
+            "rollouts": vars(self.loop.rollouts),
+        }
+
+    def load_state(self, state: dict) -> None:
+        """See Epochs."""
+        super().load_state(state)
+        self._ask(state["prompts"])
+        self.asked, self.n, self.passes = state["asked"], state["n"], state["passes"]
+        self.held = state["held"]
+        self.loop.rollouts = Rollouts(**state["rollouts"])

@@ -31,7 +31,6 @@ Parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -43,7 +42,7 @@ from cl.data import Table
 from cl.errors import BadValue
 from cl.models.policy import reset_value
 from cl.normalise import Normaliser, RewardScale
-from cl.objectives._acting import Acting, Players, copies_of
+from cl.objectives._acting import Acting, Played, Players
 from cl.objectives._actions import draw, logp, logp_and_entropy, noise
 from cl.objectives._actor_critic import (
     approximate_kl,
@@ -259,15 +258,17 @@ class PPO(Acting):
             loop.log("explained_variance", known)
 
 
-class StepBatches:
+class StepBatches(Played):
     """One experience's minibatches of steps; an epoch is the experience's budget of steps.
 
-    Yields int64 [B], positions in the rows of `loop.rollouts`.
+    Yields int64 [B], positions in the rows of `loop.rollouts`. made: batches of steps so far in
+    this epoch; passes: over the last of them, begun so far.
     """
 
     def __init__(self, objective: PPO, loop: Loop, table: Table):
-        self.objective, self.loop, self.table = objective, loop, table
-        self.n = sum(copies_of(table, objective.n_envs).values())
+        super().__init__(objective, loop, table)
+        self.scale: RewardScale | None = None
+        self.passes = 0
 
     def lengths(self) -> list[int]:
         """Steps of every environment, batch of steps by batch of steps."""
@@ -282,38 +283,57 @@ class StepBatches:
     def _minibatches(self, rows: int) -> int:
         return -(-rows // self.loop.train_mb_size)
 
-    def __iter__(self) -> Iterator[Tensor]:
-        objective, loop = self.objective, self.loop
-        players = Players(loop, self.table, self.n)
-        objective.begin(loop)
-        scale = self._scale(players.n)
-        try:
-            for n in self.lengths():
-                acted = objective.collect(loop, players, scale, n)
-                yield from self._passes(acted)
-        finally:
-            players.close()
+    def begin(self) -> None:
+        """See Played."""
+        super().begin()
+        self.scale, self.passes = self._scale(), 0
+        if self.scale is not None:
+            self.scale.switch(self.objective.statistics)
 
-    def _passes(self, acted: Steps) -> Iterator[Tensor]:
-        objective, loop = self.objective, self.loop
-        parts = self._minibatches(len(acted))
-        objective.watch_critic(loop)
-        for k in range(objective.passes):
-            order = torch.randperm(len(acted), generator=loop.rng("minibatches")).to(loop.device)
-            yield from order.tensor_split(parts)
-            if objective.target_kl is not None or k == objective.passes - 1:
-                moved = objective.watch(loop, order)
-                if moved is not None and moved > objective.target_kl:
-                    break
+    def more(self) -> bool:
+        """Another pass over the steps, or over new ones."""
+        o, loop = self.objective, self.loop
+        if not self._goes_on():
+            if self.made == len(self.lengths()):
+                self.close()
+                return False
+            o.collect(loop, self.players, self.scale, self.lengths()[self.made])
+            self.made, self.passes = self.made + 1, 0
+            o.watch_critic(loop)
+        n = len(loop.rollouts)
+        order = torch.randperm(n, generator=loop.rng("minibatches")).to(loop.device)
+        self.passes += 1
+        return self.give(order.tensor_split(self._minibatches(n)))
 
-    def _scale(self, n: int) -> RewardScale | None:
+    def _goes_on(self) -> bool:
+        """After a pass: whether there is another one over the same steps."""
+        if not self.parts:
+            return False
+        o, last = self.objective, self.passes == self.objective.passes
+        moved = None
+        if last or o.target_kl is not None:
+            moved = o.watch(self.loop, torch.cat(list(self.parts)))
+        return not last and (moved is None or moved <= o.target_kl)
+
+    def _scale(self) -> RewardScale | None:
         """The scale of rewards, whose statistics are the objective's."""
         objective = self.objective
         if not objective.scales:
             return None
-        made = RewardScale(n, gamma=objective.gamma)
+        made = RewardScale(self.n, gamma=objective.gamma)
         if objective.scale is not None:
             made.statistics = objective.scale
-        made.switch(objective.statistics)
         objective.scale = made.statistics
         return made
+
+    def state(self) -> dict:
+        """See Epochs."""
+        returns = None if self.scale is None else self.scale.running
+        return super().state() | {"passes": self.passes, "returns": returns}
+
+    def load_state(self, state: dict) -> None:
+        """See Epochs."""
+        super().load_state(state)
+        self.passes, self.scale = state["passes"], self._scale()
+        if self.scale is not None:
+            self.scale.running = state["returns"]

@@ -7,8 +7,8 @@ Shapes  x int64 [B, L] tokens, -1 where there is none (prompts begin at differen
 Norm    all tokens of an update count the same, however it is split into micro-batches. Rows that a
         strategy appends to a micro-batch weigh as its own rows do
 Shown   the first response of an item; where the stream's demonstrations are the base model's (own,
-        oracle), what it answers when a run begins (`cl/demonstrations.py`), which is made again
-        when a run is resumed; or what a strategy put in its place (`rewrite`)
+        oracle), what it answers when a run begins (`cl/demonstrations.py`), which is kept with the
+        run's checkpoints; or what a strategy put in its place (`rewrite`)
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ class TokenCrossEntropy:
             stream.check_room(k, self._tokenizer, model.context, item.responses[:1])
         taught = [k for e in stream.experiences for k in e.train.column("x").tolist()]
         if stream.demonstrations in ("own", "oracle"):
+            if loop.resumed:  # they were made when the run began
+                self.shown = None
+                return
             self.shown = demonstrations(model, stream, sorted(set(taught)), loop.seed)
         for k in taught:
             if not stream.items[k].responses and k not in self.shown:
@@ -70,9 +73,7 @@ class TokenCrossEntropy:
 
     def batches(self, loop: Loop, table: Table) -> Batches:
         """Shuffled index draws from the component generator "batches"."""
-        if self.shown:
-            self._tell(loop, table)
-        return Batches(table, loop.train_mb_size, loop.rng("batches"))
+        return Shown(self, loop, table)
 
     def load(self, loop: Loop, rows: dict[str, Tensor]) -> None:
         """Tokens of the rows' items."""
@@ -143,14 +144,30 @@ class TokenCrossEntropy:
         """How many items of a table show what; None where all show the stream's responses."""
         if not self.shown and self.rewritten is None:
             return None
-        made = self.shown | (self.rewritten or {})
-        items = set(table.column("x").tolist())
-        found = Counter(made[k].origin if k in made else "gold" for k in items)
-        return {name: found[name] for name in ORIGINS}
+        return _origins(table, self.shown | (self.rewritten or {}))
 
-    def _tell(self, loop: Loop, table: Table) -> None:
+    def state(self) -> dict:
+        """What is shown in place of the stream's responses."""
+        held = {"shown": self.shown or None, "rewritten": self.rewritten}
+        return {
+            name: {k: (d.texts, d.shares, d.origin) for k, d in made.items()}
+            for name, made in held.items()
+            if made is not None
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Put back what `state` returned. Raises DataError for an early version's."""
+        read = {
+            name: {k: Demonstration(*d) for k, d in made.items()} for name, made in state.items()
+        }
+        if self.shown is None and "shown" not in read:
+            raise DataError("the checkpoint lacks the model's demonstrations: run it again")
+        self.shown, self.rewritten = read.get("shown", {}), read.get("rewritten")
+        self._rows = None
+
+    def tell(self, loop: Loop, table: Table) -> None:
         """Log the shares, and warn where the model had no right answer."""
-        found = self.origins(table)
+        found = _origins(table, self.shown)
         n = max(1, sum(found.values()))
         for name, count in found.items():
             loop.log(f"demonstrations_{name}", count / n)
@@ -174,6 +191,27 @@ class TokenCrossEntropy:
             shown = self.shown | (self.rewritten or {})
             self._rows = _Rows.of(loop.stream.items, shown, tokenizer, self.learn, loop.device)
         return self._rows
+
+
+def _origins(table: Table, made: Mapping[int, Demonstration]) -> dict[str, int]:
+    """How many items of a table show what; those that are not in `made` the stream's response."""
+    items = set(table.column("x").tolist())
+    found = Counter(made[k].origin if k in made else "gold" for k in items)
+    return {name: found[name] for name in ORIGINS}
+
+
+class Shown(Batches):
+    """Batches of rows whose targets come from several places, which is said once."""
+
+    def __init__(self, objective: TokenCrossEntropy, loop: Loop, table: Table):
+        super().__init__(table, loop.train_mb_size, loop.rng("batches"))
+        self.objective, self.loop = objective, loop
+
+    def begin(self) -> None:
+        """See Epochs."""
+        if self.objective.shown and self.loop.clock.train_exp_epochs == 0:
+            self.objective.tell(self.loop, self.table)
+        super().begin()
 
 
 def _aligned(output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
