@@ -14,8 +14,8 @@ REFERENCE = 500.0  # the clock's limit, which the experts reach
 GAINS = (0.05, 0.1, 1.0, 0.3)  # of position, speed, angle, angular speed: right for usual physics
 
 # calibrated on seeds 100 to 105: one task is learned within 65,536 steps and the policy stays
-# random enough to learn another one afterwards. dqn is not there yet: 0.5 on the first task after
-# 49,152 steps (seed 100)
+# random enough to learn another one afterwards. dqn learns the first task on five seeds of six, and
+# by ups and downs
 DEFAULTS = {
     "ppo.objective.n_envs": 16,
     "ppo.objective.n_steps": 64,
@@ -33,9 +33,12 @@ DEFAULTS = {
     "cloning.train.epochs": 40,
     "dqn.model": "q_network",
     "dqn.model.hidden": [128, 128],
-    "dqn.objective.every": 64,
-    "dqn.objective.updates": 16,
-    "dqn.objective.gamma": 0.95,
+    "dqn.objective.every": 256,
+    "dqn.objective.updates": 128,
+    "dqn.objective.gamma": 0.98,
+    "dqn.objective.target_every": 128,
+    "dqn.objective.explore": 0.16,
+    "dqn.objective.epsilon": 0.04,
     "dqn.objective.double": True,
     "dqn.train.lr": 1e-3,
     "dqn.train.schedule": "linear",
