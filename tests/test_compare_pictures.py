@@ -164,6 +164,18 @@ def test_of_many_arms_the_best_and_the_baseline_are_drawn(tmp_path):
     assert "12 of 20 arms" in pictures(table)[0].caption
 
 
+def test_of_many_streams_the_largest_are_drawn_and_that_is_said(tmp_path):
+    for k in range(5):
+        for seed in range(1 + (k > 0)):
+            of = {"stream_hash": f"data{k}{seed}", "stream": f"stream{k}"}
+            run(tmp_path / f"{k}", "naive", seed, (0.9, 0.5, 0.8), **of)
+    found = compared([tmp_path])
+    assert any(line.startswith("pictures are drawn of the 4 streams") for line in found.lines)
+    write(found, tmp_path / "out")
+    drawn = {p.name.partition("-")[0] for p in (tmp_path / "out" / "figures").iterdir()}
+    assert drawn == {f"stream{k}" for k in range(1, 5)}
+
+
 @pytest.mark.parametrize(
     "scores,over",
     [

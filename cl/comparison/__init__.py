@@ -19,6 +19,8 @@ from cl.comparison.read import Note, Run, given, runs_in, shown
 from cl.comparison.remarks import capped, remark
 from cl.errors import BadValue, DataError
 
+DRAWN = 4  # streams that have pictures: each takes a second or two
+
 
 @dataclass
 class Comparison:
@@ -91,6 +93,9 @@ def compared(
     runs = runs_in(places, notes)
     sections = sections_of(runs, notes)
     remark(sections, notes)
+    if len(sections) > DRAWN:
+        text = f"pictures are drawn of the {DRAWN} streams with most runs; compare others alone"
+        notes.append(Note("figures", text))
     found = tables_of(sections, baseline, within, notes)
     matched = []
     for t in found:

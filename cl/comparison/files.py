@@ -14,14 +14,14 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from cl.comparison import Comparison
+from cl.comparison import DRAWN, Comparison
 from cl.comparison.data import differences_csv, runs_csv, scores_csv
 from cl.comparison.drawing import Picture, png, svg
 from cl.comparison.events import write_events
 from cl.comparison.figures import pictures
 from cl.comparison.labels import PAPER
 from cl.comparison.page import Drawn, Part, page
-from cl.comparison.read import MARK, Note, Run, nearby, shown
+from cl.comparison.read import MARK, Run, nearby, shown
 from cl.comparison.tables import (
     Cells,
     differences_cells,
@@ -37,7 +37,6 @@ from cl.folder import label, slug
 from cl.folder import write as write_file
 
 OURS = ("figures", "tensorboard")  # folders in it that are made anew
-DRAWN = 6  # streams that have pictures: each takes a second or two
 
 
 def default_out(found: Comparison) -> Path:
@@ -92,9 +91,6 @@ def _write(found: Comparison, out: Path, tick: Callable[[str], None]) -> None:
         for name in OURS:
             shutil.rmtree(out / name, ignore_errors=True)
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    if len(found.tables) > DRAWN:
-        text = f"pictures are drawn of the {DRAWN} streams with most runs"
-        found.notes.append(Note("figures", text))
     write_file(out / MARK, json.dumps(found.data(), indent=1, allow_nan=False) + "\n")
     parts, images = [], {}
     for k, table in enumerate(found.tables):
