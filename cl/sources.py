@@ -11,18 +11,21 @@ from pathlib import Path
 
 from cl.registry import find
 
+ROOT = Path(__file__).parent
 SHOWS = {
     *("board.py", "check.py", "claims.py", "cli.py", "display.py", "document.py", "measures.py"),
     *("grids.py", "ledger.py", "reproduce.py", "sources.py", "statistics.py", "verdict.py"),
+    *("commands.py", "fleet.py", "identity.py", "sweeps.py", "tuning.py"),
 }
 
 
-def source_hash(stream: str | None, strategy: str) -> str:
+def source_hash(stream: str | None, strategy: str, others: tuple[Path, ...] = ()) -> str:
     """Eight characters over the sources of cl, of the stream and of the strategies `a+b`.
 
-    stream: None for a Python object, whose sources are the caller's.
+    stream: None for a Python object, whose sources are the caller's; others: of further plug-ins.
     """
     files = {find("strategies", s).path for s in strategy.split("+")}
+    files |= {path for path in others if ROOT not in path.parents}
     if stream is not None:
         path = find("streams", stream).path
         files |= {path, *path.parent.glob("_*.py")}
@@ -32,6 +35,5 @@ def source_hash(stream: str | None, strategy: str) -> str:
 
 @cache
 def _of_cl() -> str:
-    root = Path(__file__).parent
-    paths = sorted(p for p in root.rglob("*.py") if p.parent != root or p.name not in SHOWS)
+    paths = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.name not in SHOWS)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
