@@ -32,6 +32,7 @@ from statistics import median
 from unittest.mock import patch
 
 import torch
+from _readme import put
 
 import cl
 from cl import checkpoint
@@ -53,8 +54,6 @@ CASES = {
     "`ppo`": ("cartpole_actions", "naive", {"stream.steps": 16384}),
     "`dqn`": ("cartpole_actions", "naive", {"stream.steps": 16384, "objective": "dqn"}),
 }
-README = Path(__file__).parents[1] / "README.md"
-START, END = "<!-- checkpoint_cost -->", "<!-- /checkpoint_cost -->"
 
 
 class Stopped(BaseException):
@@ -189,13 +188,6 @@ def table(found: dict[str, Seen]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in rows)
 
 
-def write_readme(text: str) -> None:
-    """Replace what stands between the README's markers."""
-    readme = README.read_text(encoding="utf-8")
-    head, tail = readme.partition(START)[0], readme.partition(END)[2]
-    README.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
-
-
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -216,7 +208,7 @@ def main() -> None:
     text = f"{table(found)}\n\n({', '.join(f'{k} {v}' for k, v in about.items())})"
     print(text)
     if args.write:
-        write_readme(text)
+        put("checkpoint_cost", text)
 
 
 if __name__ == "__main__":

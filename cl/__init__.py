@@ -22,6 +22,8 @@ _PUBLIC = {
     "load": "cl.runner",
     "register": "cl.registry",
     "run": "cl.runner",
+    "sweep": "cl.sweeps",
+    "tune": "cl.tuning",
 }
 __all__ = sorted(_PUBLIC)
 

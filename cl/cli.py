@@ -1,4 +1,4 @@
-"""The command line: `cl run`, `compare`, `reproduce`, `list`, `describe`, `check`.
+"""The command line: `cl run`, `sweep`, `compare`, `tune`, `reproduce`, `list`, `describe`, `check`.
 
 Nothing here imports torch before a run has been found sound: names, keys, types and ranges are
 checked against source.
@@ -16,6 +16,14 @@ import click
 
 from cl import __version__
 from cl.claims import claims, load, summary
+from cl.commands import (
+    going_on,
+    stop_code,
+    stop_word,
+    sweep_command,
+    tune_command,
+    writable,
+)
 from cl.config import REQUIRED, params_of_schema, show, type_name
 from cl.errors import ClError, UsageError, unknown
 from cl.registry import PREFIXES, READERS, ROOMS, SINGULAR, entries, find, located
@@ -30,6 +38,7 @@ Examples
   cl run split_digits replay strategy.size=500 train.epochs=20 seed=1
   cl run image_folder fetril stream.path=photos.zip stream.base=5 model=resnet20
   cl run split_digits examples/my_strategy.py:L2Anchor
+  cl sweep split_digits naive,replay,fetril seed=0,1,2,3,4
   cl compare runs/split_digits
   cl reproduce fetril_digits
   tensorboard --logdir runs
@@ -66,13 +75,17 @@ def run_command(arguments: tuple[str, ...], resume_in: str | None, debug: bool) 
     else:
         request = Request.from_arguments(list(arguments))
         out = request.top["out"]
-        _writable(Path(out))
+        writable(Path(out))
         from cl.runner import execute
 
         result = _interruptible(lambda: execute(request, progress=True))
     from cl.display import show_results
 
     show_results(result.results, str(result.dir), out)
+
+
+cl.add_command(sweep_command)
+cl.add_command(tune_command)
 
 
 @cl.command(name="reproduce")
@@ -101,12 +114,8 @@ def reproduce_command(
     from cl.ledger import settle
 
     known = [load(name) for name in (claims() if every else names)]
-    _writable(Path(keys.get("out", "runs")))
-    try:
-        sys.exit(settle(known, keys, quick=quick, every=every))
-    except (KeyboardInterrupt, Terminated) as stop:
-        click.echo(f"cl: {stop_word(stop)}; the same command goes on from here", err=True)
-        sys.exit(stop_code(stop))
+    writable(Path(keys.get("out", "runs")))
+    sys.exit(going_on(lambda: settle(known, keys, quick=quick, every=every)))
 
 
 @cl.command(name="compare")
@@ -273,27 +282,6 @@ def _interruptible(run):
             raise
         click.echo(f"cl: {stop_word(stop)}; go on with: cl run --resume {folder}", err=True)
         sys.exit(stop_code(stop))
-
-
-def stop_word(stop: BaseException) -> str:
-    """What ended the program."""
-    return "terminated" if isinstance(stop, Terminated) else "interrupted"
-
-
-def stop_code(stop: BaseException) -> int:
-    """128 + the signal's number."""
-    return 143 if isinstance(stop, Terminated) else 130
-
-
-def _writable(out: Path) -> None:
-    """Refuse an `out` that can't be written, before anything is built."""
-    existing = out
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UsageError(f"out={out}: {existing} is a file; choose another out=")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(f"out={out} can't be written: no permission in {existing}")
 
 
 def _everywhere(name: str) -> list:

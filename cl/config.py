@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union
 
@@ -58,6 +59,7 @@ class Param:
     doc: str = ""
 
 
+@cache
 def params_of_schema(schema: type) -> dict[str, Param]:
     """The keys of one of the dataclasses above."""
     hints = typing.get_type_hints(schema, include_extras=True)
@@ -73,6 +75,7 @@ def params_of_schema(schema: type) -> dict[str, Param]:
     }
 
 
+@cache
 def params_of_source(node: ast.AST, doc: str, where: str) -> dict[str, Param]:
     """The keyword-only parameters of a function, or of a class's `__init__`, from its source."""
     function = node
@@ -139,7 +142,9 @@ def parse(key: str, value: Any, annotation: Any) -> Any:
         if annotation is Any:
             candidate = _literal(value)
         elif _list_item(annotation) is not None:
-            candidate = [] if empty else [p.strip() for p in value.split(",") if p.strip()]
+            # in a sweep commas separate alternatives, semicolons what is in a list
+            items = (item.strip() for item in re.split("[,;]", value))
+            candidate = [] if empty else [item for item in items if item]
     if isinstance(value, bool) and not _mentions(annotation, bool) and annotation is not Any:
         raise BadValue(f"{key} must be {type_name(annotation)}, got {value!r}")
     try:

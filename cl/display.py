@@ -90,6 +90,58 @@ class Display:
         self.bar.stop()
 
 
+class Many:
+    """Progress of many runs: a bar with the time left, or a line for each without a terminal."""
+
+    def __init__(self, total: int, workers: int):
+        self.out = console(sys.stderr)
+        self.total, self.workers = total, workers
+        self.done, self.failed = 0, 0
+        self.seconds: list[float] = []  # of runs that were not there before
+        self.bar = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f} runs"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[now]}"),
+            console=self.out,
+            transient=True,
+            disable=not self.out.is_terminal,
+        )
+        self.task = self.bar.add_task("runs", total=max(1, total), left="", now="")
+        self.bar.start()
+
+    def ended(self, name: str, seconds: float, error: str | None = None) -> None:
+        """A run has ended, well or not."""
+        self.done += 1
+        self.failed += error is not None
+        self.seconds += [seconds] if seconds else []
+        mean = sum(self.seconds) / max(1, len(self.seconds))
+        rest = mean * (self.total - self.done) / self.workers
+        left = f"{duration(rest)} left" + (f", {self.failed} failed" if self.failed else "")
+        self.bar.update(self.task, completed=self.done, total=self.total, left=left)
+        took = f"{seconds:.1f} s" if error is None else f"failed, {error}"
+        if error is not None or not self.out.is_terminal:
+            line = f"[{self.done}/{self.total}] {name}: {took}"
+            then = f", {left}" if self.done < self.total and error is None else ""
+            self.out.print(line + then, markup=False, soft_wrap=True)
+
+    def running(self, names: list[str]) -> None:
+        """What is being run."""
+        self.bar.update(self.task, now=f"running {_cut(', '.join(names), 60)}" if names else "")
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """`0:35`, `12:05`, `3:12:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def header(recipe: Recipe) -> str:
     """What is run, on what."""
     threads = f"{recipe.threads} thread{'s' * (recipe.threads != 1)}"

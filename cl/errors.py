@@ -17,6 +17,7 @@ Every message is one line: what was given, what is allowed, the nearest valid ch
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from traceback import walk_tb
 
 
 class ClError(Exception):
@@ -79,3 +80,11 @@ def unknown(what: str, name: str, choices: Iterable[str], hint: str = "") -> Unk
     shown = ", ".join(choices[:20]) + (f", … ({len(choices)} in all)" if len(choices) > 20 else "")
     allowed = f"; allowed: {shown}" if choices else ""
     return UnknownName(f"no {what} {name!r}{nearest(name, choices)}{allowed}{hint}")
+
+
+def place(error: Exception) -> str:
+    """Where an error was raised: the deepest frame outside installed libraries, if there is one."""
+    frames = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)]
+    own = [found for found in frames if "site-packages" not in found[0].co_filename]
+    code, line = (own or frames)[-1]
+    return f"{code.co_qualname}, {code.co_filename}:{line}"

@@ -35,7 +35,12 @@ def run_folder(recipe: Recipe) -> Path:
     """Where a recipe's run is written."""
     parts = [f"{key}={_short(value)}" for key, value in recipe.changed.items()]
     name = ",".join([recipe.strategy_slug, *parts])
-    return Path(recipe.out) / slug(recipe.stream_slug) / slug(name) / f"seed{recipe.seed}"
+    return stream_folder(Path(recipe.out), recipe.stream_slug) / slug(name) / f"seed{recipe.seed}"
+
+
+def stream_folder(out: Path, stream_slug: str) -> Path:
+    """Where the runs over a stream are written."""
+    return out / slug(stream_slug)
 
 
 def prepare(folder: Path, out: Path) -> None:
@@ -68,6 +73,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which need not exist, after whoever holds it so now."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def clear(folder: Path) -> None:
     """Empty a run folder whose run has to start over; recipe and log stay."""
     for path in folder.iterdir():
@@ -95,8 +109,12 @@ def read_results(folder: Path) -> dict:
 
 
 def comparable(results: dict) -> dict:
-    """Results without what may differ between two runs of one recipe: times, memory, machine."""
-    kept = {k: v for k, v in results.items() if k not in ("versions", "device")}
+    """Results without what may differ between two runs of one recipe: times, memory, machine.
+
+    Nor does it matter by which keys the recipe was asked for, and from which sources it ran.
+    """
+    other = ("versions", "device", "request", "sources")
+    kept = {k: v for k, v in results.items() if k not in other}
     volatile = ("train_seconds", "eval_seconds", "experience_seconds", "peak_memory_bytes")
     kept["cost"] = {k: v for k, v in results["cost"].items() if k not in volatile}
     return kept
@@ -152,7 +170,7 @@ def _short(value: object) -> str:
 
 
 def slug(text: str) -> str:
-    """A name for a file or folder; 8 characters of its hash where it was changed."""
+    """A text as a part of a path; shortened or changed ones end in 8 characters of its hash."""
     safe = re.sub(r"[^A-Za-z0-9_.,=+-]", "-", text)
     if safe != text or len(safe) > SLUG_LENGTH:
         return f"{safe[:SLUG_LENGTH]}-{_hash(text)}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
+from joblib import cpu_count
 from rich.markup import escape
 from rich.table import Table
 
 from cl.claims import Claim
 from cl.config import Range, parse
-from cl.display import console
+from cl.display import Many, console
 from cl.errors import BadValue, ClError
 from cl.reproduce import reproduce
 from cl.verdict import Judged, Judgement
@@ -40,16 +41,17 @@ def settle(known: list[Claim], keys: dict[str, str], *, quick: bool, every: bool
         try:
             _check_seeds(claim, seeds, quick)
             claim.check(keys)
-            show = Shown(claim)
-            judgement, path = reproduce(
-                claim,
-                out=out,
-                workers=workers,
-                quick=quick,
-                seeds=seeds,
-                over=keys,
-                progress=show.progress,
-            )
+            show = Shown(claim, workers)
+            with closing(show):
+                judgement, path = reproduce(
+                    claim,
+                    out=out,
+                    workers=workers,
+                    quick=quick,
+                    seeds=seeds,
+                    over=keys,
+                    progress=show.progress,
+                )
         except ClError as error:
             if not every:
                 raise
@@ -64,8 +66,9 @@ def settle(known: list[Claim], keys: dict[str, str], *, quick: bool, every: bool
 class Shown:
     """One claim on the terminal."""
 
-    def __init__(self, claim: Claim):
-        self.claim, self.out, self.err = claim, console(), console(sys.stderr)
+    def __init__(self, claim: Claim, workers: int | None = None):
+        self.claim, self.out = claim, console()
+        self.workers, self.many = workers or cpu_count(), None
         self.out.print(f"[bold]{claim.name}[/]  {escape(claim.summary)}", soft_wrap=True)
         self.out.print(f"paper     {escape(claim.paper)}", soft_wrap=True)
         self.out.print(f"claim     {escape(claim.claim)}", soft_wrap=True)
@@ -75,7 +78,13 @@ class Shown:
 
     def progress(self, done: int, of: int, arm: str, seed: int, seconds: float) -> None:
         """A run has ended."""
-        self.err.print(f"[{done}/{of}] {arm} seed {seed}: {seconds:.0f} s", markup=False)
+        self.many = self.many or Many(of, self.workers)
+        self.many.ended(f"{arm} seed {seed}", seconds)
+
+    def close(self) -> None:
+        """No more runs."""
+        if self.many is not None:
+            self.many.close()
 
     def judgement(self, judged: Judgement, path: Path, over: dict[str, str]) -> None:
         """Bars, arms, verdict. over: settings that are not the claim's own."""

@@ -18,6 +18,7 @@ from cl.start import is_trained
 from cl.state import check_state
 from cl.strategy import DOMAINS, HOOKS, NEEDS, REQUIRES, Strategy, claims_of
 from cl.stream import GIVES, Stream
+from cl.tuned import of_strategy
 
 
 def build_stream(request: Request) -> tuple[Stream, dict]:
@@ -52,12 +53,15 @@ def _plain_stream(request: Request) -> tuple[Stream, dict]:
 def build_strategies(
     request: Request, stream: Stream, tuned: dict
 ) -> tuple[list[Strategy], tuple[str, ...]]:
-    """The strategies and what they need together. Raises BadValue, ContractError."""
+    """The strategies and what they need together. Raises BadValue, ContractError.
+
+    tuned: {key: value} that best=true puts in.
+    """
     strategies = request.objects.get("strategies")
     if strategies is None:
         strategies = [
-            build_strategy(entry, tuned | settings)
-            for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
+            build_strategy(entry, of_strategy(tuned, request, k) | request.strategy_settings[k])
+            for k, entry in enumerate(request.strategies)
         ]
     for strategy in strategies:
         check_contract(strategy)

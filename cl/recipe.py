@@ -8,13 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from cl.config import Param, params_of_schema, parse, parse_all
 from cl.errors import ContractError, unknown
 from cl.registry import find
 from cl.request import SETTABLE, Request
 from cl.settings import Checkpoint, Eval, Train
 from cl.stream import Stream
-from cl.tuned import section
+from cl.tuned import of_strategy, section
+
+NOTES = ("overridden", "calibration_seed")  # in a selection, about one run
+HERE = ("first_experience", "whole_stream")  # protocols that look at the stream that is reported
 
 
 @dataclass
@@ -46,6 +51,10 @@ class Recipe:
     own_stream_seed: bool = False
     selection: dict | None = None
     expect: dict | None = None
+    request: str | None = (
+        None  # identity of what was asked for, hash of the sources: cl/identity.py
+    )
+    sources: str | None = None
 
     def flat(self) -> dict[str, Any]:
         """{key: value} as one would give them on the command line."""
@@ -68,11 +77,19 @@ class Recipe:
         flat["probes"] = self.probes
         if self.selection is not None:
             flat["best"] = True
+            chosen = {k: v for k, v in self.selection.items() if k not in NOTES}
+            flat["selection"] = chosen
         if self.expect is not None:
             flat["expect"] = self.expect
         if not self.repeatable:
             flat["note"] = "built from Python objects; `cl run` can't repeat it"
         return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+
+    def text(self) -> str:
+        """`recipe.yaml`."""
+        return "# cl run recipe.yaml\n" + yaml.safe_dump(
+            self.flat(), sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
 
 
 def resolve(
@@ -97,10 +114,6 @@ def resolve(
     sections, changed = _resolved(request, defaults, params_of, tuned, model != default_model)
     changed |= {"objective": name} if name != usual else {}
     changed = request.changed(default_model, tuned) | changed
-    strategy_settings = [
-        (entry.slug, defaults_of(entry.params()) | section(tuned, "strategy") | settings)
-        for entry, settings in zip(request.strategies, request.strategy_settings, strict=True)
-    ]
     return Recipe(
         stream=request.stream_name,
         stream_slug=request.stream_slug,
@@ -111,7 +124,7 @@ def resolve(
         **{name: request.top[name] for name in ("seed", "threads", "out")},
         probes=list(request.top["probes"]),
         stream_settings=stream_settings,
-        strategy_settings=strategy_settings,
+        strategy_settings=_of_strategies(request, tuned),
         model_settings=sections["model"],
         start={name: value for name, value in request.start.items() if value},
         train=Train(**sections["train"]),
@@ -126,6 +139,16 @@ def resolve(
         selection=_held_to(selection, changed, request.top["seed"]),
         expect=request.expect,
     )
+
+
+def _of_strategies(request: Request, tuned: dict) -> list[tuple[str, dict]]:
+    """(slug, all settings) of every strategy."""
+    return [
+        (e.slug, defaults_of(e.params()) | of_strategy(tuned, request, k) | given)
+        for k, (e, given) in enumerate(
+            zip(request.strategies, request.strategy_settings, strict=True)
+        )
+    ]
 
 
 def _model(request: Request, default: str | None, objective: str | None) -> tuple[str, dict]:
@@ -166,17 +189,24 @@ def _held_to(selection: dict | None, changed: dict, seed: int) -> dict | None:
     if selection is None:
         return None
     own = ("best", "threads", "device", "stream.seed")
-    overridden = [key for key in changed if key not in own and not key.startswith("eval.")]
+    under = selection.get("settings") or {}  # what they were chosen under
+    overridden = [
+        key
+        for key, value in changed.items()
+        if key not in own and not key.startswith("eval.") and under.get(key) != value
+    ]
     notes = {"overridden": overridden} if overridden else {}
-    if seed in selection["seeds"]:
+    elsewhere = selection["protocol"] not in HERE
+    if elsewhere and seed in selection["seeds"]:
         notes["calibration_seed"] = True  # settings were chosen on it: no seed to report
     return selection | notes
 
 
 def hparams(recipe: Recipe) -> dict:
     """The settings that TensorBoard shows beside the final metrics."""
+    other = ("threads", "stream.path", "selection")
     told = {k: v for k, v in recipe.flat().items() if not k.startswith("checkpoint.")}
-    flat = {k: v for k, v in told.items() if k not in ("threads", "stream.path")}
+    flat = {k: v for k, v in told.items() if k not in other}
     return {
         key: value if isinstance(value, bool | int | float | str) else str(value)
         for key, value in flat.items()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import yaml
 
 from cl import metrics, rl_results
 from cl.config import show
@@ -160,10 +159,7 @@ class Recorder:
 
     def write_recipe(self) -> None:
         """`recipe.yaml`: every resolved key; `cl run recipe.yaml` repeats the run."""
-        text = "# cl run recipe.yaml\n" + yaml.safe_dump(
-            self.recipe.flat(), sort_keys=False, allow_unicode=True, default_flow_style=None
-        )
-        write(self.folder / "recipe.yaml", text)
+        write(self.folder / "recipe.yaml", self.recipe.text())
 
     def write_results(self, results: dict) -> None:
         """`results.json`, replaced at once."""
@@ -180,6 +176,8 @@ class Recorder:
         return {
             "schema": SCHEMA,
             "status": self.status,
+            "request": recipe.request,  # these three at the beginning: cl/identity.py
+            "sources": recipe.sources,
             "stream": recipe.stream,
             "stream_hash": self.stream_hash,
             "strategy": recipe.strategy,
@@ -213,6 +211,8 @@ class Recorder:
         """Why whole entries of the results are null."""
         stream, recipe = self.stream, self.recipe
         reasons = {
+            "request": None if recipe.request else "made of Python objects",
+            "sources": None if recipe.sources else "made of Python objects, or by several sources",
             "V": None if self.has_val else "stream.val=0: no validation data",
             "prequential": None if stream.online else "the stream is not online",
             "expected": None if recipe.expect else "no recipe of a published result",
@@ -344,6 +344,8 @@ class Recorder:
         """Raises DataError if the run was begun on other data."""
         self.last = read_results(self.folder)
         known = self.last["stream_hash"]
+        if self.last.get("sources") != self.recipe.sources:
+            self.recipe.sources = None  # begun by others than those that go on
         if known != self.stream_hash:
             raise DataError(
                 f"{self.folder} was run on other data: stream hash {known}, now "

@@ -9,20 +9,19 @@ that is being made waits for it; one that was stopped goes on.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cl.errors import BadValue
-from cl.folder import read_results
+from cl.folder import read_results, waiting
 from cl.registry import find
 from cl.rl_results import single_task
 from cl.sources import source_hash
+from cl.start import weights_stamp
 
 if TYPE_CHECKING:
     from cl.env_stream import EnvStream
@@ -56,7 +55,7 @@ def of(request: Request, recipe: Recipe, stream: EnvStream, execute: Callable) -
         key = digest(request, recipe, one)
         if key not in found:
             folder = Path(recipe.out) / ".references" / key
-            with _waiting(folder):
+            with waiting(folder):
                 if not _finished(folder):
                     execute(_request(request, recipe, one), folder)
                     _leave_board(folder)
@@ -83,20 +82,12 @@ def digest(request: Request, recipe: Recipe, one: EnvStream) -> str:
     splits = [None if t is None else t.column("y").tolist() for t in (ev.test, ev.val)]
     what = [task.name, task.described, task.random, task.reference, len(e.train), e.task_label]
     what += [splits, one.seed, one.hidden, str(one.actions), list(one.input_shape)]
-    what += [recipe.model, recipe.model_settings, recipe.start, _weights(recipe.start)]
+    what += [recipe.model, recipe.model_settings, recipe.start, weights_stamp(recipe.start)]
     what += [recipe.objective, recipe.objective_settings, vars(recipe.train)]
     what += [recipe.eval.every, recipe.eval.batch_size, recipe.seed, recipe.device, recipe.threads]
     what += [source_hash(recipe.stream if request.stream else None, PLAIN)]
     text = json.dumps(what, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _weights(start: dict) -> str | None:
-    """What tells one trained model from another in the same folder."""
-    if "from" not in start:
-        return None
-    sums = sorted(Path(start["from"]).glob("checkpoint/*/checksums.json"))
-    return sums[-1].read_text(encoding="utf-8") if sums else None
 
 
 def _request(request: Request, recipe: Recipe, one: EnvStream) -> Request:
@@ -134,12 +125,3 @@ def _leave_board(folder: Path) -> None:
     """TensorBoard shows runs; what one is measured against would only stand between them."""
     for path in folder.glob("events.out.tfevents*"):
         path.unlink()
-
-
-@contextmanager
-def _waiting(folder: Path) -> Iterator[None]:
-    """Hold a reference's folder, after whoever holds it now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -165,7 +165,7 @@ def name_of(obj) -> str:
 def entries(kind: str) -> dict[str, Entry]:
     """Every plug-in of a kind that has a name of its own, in alphabetical order."""
     found = dict(_in_room(kind))
-    for point in entry_points(group=f"cl.{kind}"):
+    for point in _installed(kind):
         module, _, attr = point.value.partition(":")
         spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
@@ -297,6 +297,12 @@ def _find_located(kind: str, name: str) -> Entry:
     _parsed(path, attr)  # raises a clear error if the object is missing
     shown = f"{path}:{attr}" if not module else name
     return Entry(kind, shown, snake(attr), module or f"cl_user_{path.stem}", attr, path)
+
+
+@cache
+def _installed(kind: str) -> tuple:
+    """Entry points of installed packages; reading what is installed takes milliseconds."""
+    return tuple(entry_points(group=f"cl.{kind}"))
 
 
 @cache

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import joblib
-
-from cl import folder
 from cl.claims import Claim
+from cl.errors import RunError, UsageError
+from cl.fleet import Workers
+from cl.folder import read_results, write
 from cl.grids import Choice, Results
+from cl.identity import identity, sources_of
 from cl.machine import describe_cpu, versions
-from cl.runner import load, resume, run
+from cl.request import Request
 from cl.sources import source_hash
+from cl.sweeps import Done, Planned, Watch, carry_out
 from cl.verdict import Judged, Judgement, judge
 
 Progress = Callable[[int, int, str, int, float], None]
@@ -57,7 +57,7 @@ def reproduce(
     document["seconds"] = round(time.perf_counter() - started, 1)
     home.mkdir(parents=True, exist_ok=True)
     path = home / "verdict.json"
-    folder.write(path, json.dumps(document, indent=1) + "\n")
+    write(path, json.dumps(document, indent=1) + "\n")
     return judgement, path
 
 
@@ -100,29 +100,24 @@ class _Runs:
         return rule.best({n: list(self.results[n].values()) for n in names})[0]
 
     def run(self, tasks: list[tuple[str, int]]) -> None:
-        """Run what is not finished."""
-        if not tasks:
-            return
-        jobs = [self._job(name, seed) for name, seed in tasks]
-        seeds = list(dict.fromkeys(seed for _, seed in tasks))
-        random.Random(0).shuffle(jobs)  # or the noise of the machine would follow the arms
-        jobs.sort(key=lambda job: seeds.index(job[1]))
-        for name, seed, found, place, seconds in _done(jobs, self.workers):
-            self.results[name][seed] = found
-            self.folders[name, seed] = place
-            if self.progress is not None:
-                done = sum(map(len, self.results.values()))
-                self.progress(done, self.planned, name, seed, seconds)
+        """Run what is not finished. Raises ClError if one fails, when all others have ended."""
+        planned = [self._planned(name, seed) for name, seed in tasks]
+        watch = _Told(self)
+        for done in carry_out(planned, Workers(self.workers), watch, home=self.home, check=False):
+            watch.ended(done)  # those that had finished before
+        for error in watch.errors:
+            raise error
 
-    def _job(self, name: str, seed: int) -> tuple:
-        """(member, seed, stream, strategy, keys) of one run, its folder of its own as `out`."""
+    def _planned(self, name: str, seed: int) -> Planned:
+        """One run, its arm's folder as `out`."""
         stream, strategy, keys = self.claim.keys(name, seed, self.over)
         arm = self.claim.members[name][0]
         base = self.claim.arms[arm].get("from")
-        keys["out"] = str(self._folder(name, seed))
+        keys["out"] = str(self._folder(name, seed).absolute())
         if base is not None:
             keys["model.from"] = str(self.folders[base, seed])
-        return name, seed, stream, strategy, keys
+        request = Request.of(stream, strategy, keys)
+        return Planned(request, name, (identity(request), sources_of(request)))
 
     def _folder(self, name: str, seed: int) -> Path:
         """`<arm>-<hash>`; what a run starts from belongs to its hash."""
@@ -136,22 +131,23 @@ class _Runs:
         return self.home / "runs" / f"{arm}-{digest}"
 
 
-def _done(jobs: list[tuple], workers: int | None) -> Iterator[tuple[str, int, dict, Path, float]]:
-    """Every run's results as it ends."""
-    n = min(len(jobs), workers or joblib.cpu_count())
-    parallel = joblib.Parallel(n, return_as="generator_unordered")
-    with warnings.catch_warnings():
-        # joblib replaces a worker whose memory has grown; nothing is lost by that
-        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
-        yield from parallel(joblib.delayed(_one)(*job) for job in jobs)
+class _Told(Watch):
+    """Keeps the results of runs that have ended."""
 
+    def __init__(self, runs: _Runs):
+        self.runs, self.errors = runs, []
 
-def _one(name: str, seed: int, stream: str, strategy: str, keys: dict) -> tuple:
-    """One run: taken as it is, gone on with, or begun."""
-    started = time.perf_counter()
-    folders = [path.parent for path in Path(keys["out"]).glob(f"[!.]*/*/seed{seed}/recipe.yaml")]
-    found = resume(folders[0]) if folders else run(stream, strategy, **keys)
-    return name, seed, load(found.dir).results, found.dir, time.perf_counter() - started
+    def ended(self, done: Done) -> None:
+        runs, name, seed = self.runs, done.planned.arm, done.planned.request.top["seed"]
+        if done.folder is None:
+            kind = UsageError if done.outcome.exit_code == 2 else RunError
+            self.errors.append(kind(f"{done.planned.name}: {done.outcome.error}"))
+        elif (name, seed) not in runs.folders:
+            runs.results[name][seed] = read_results(done.folder)
+            runs.folders[name, seed] = done.folder
+            if runs.progress is not None:
+                n = sum(map(len, runs.results.values()))
+                runs.progress(n, runs.planned, name, seed, done.outcome.seconds)
 
 
 def _document(claim: Claim, judgement: Judgement, seeds: list[int], over: dict) -> dict:

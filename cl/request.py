@@ -26,7 +26,11 @@ SCHEMAS = {"train": Train, "eval": Eval, "checkpoint": Checkpoint}
 
 @dataclass
 class Request:
-    """A checked request. given: keys by prefix (model, train, ...); objects: those of Python."""
+    """A checked request. `given` holds model, train and eval keys; objects those of Python.
+
+    selection: how a recipe's tuned settings were chosen, and what they are; known_as: the identity
+    of a recorded run that is gone on with (cl/identity.py), if it has one.
+    """
 
     stream_name: str
     stream: Entry | None
@@ -40,6 +44,8 @@ class Request:
     start: dict[str, Any] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     expect: dict[str, Any] | None = None
+    selection: dict[str, Any] | None = None
+    known_as: str | None = None
 
     @staticmethod
     def of(
@@ -47,7 +53,7 @@ class Request:
     ) -> Request:
         """Check names, keys and values. Raises UnknownName, BadValue, DataError."""
         objects = objects or {}
-        keys = _flatten(settings)
+        keys = flatten(settings)
         entry = None if "stream" in objects else find("streams", stream)
         parts = [] if "strategies" in objects else _composed(strategy)
         model = keys.get("model")
@@ -100,32 +106,23 @@ class Request:
     @staticmethod
     def from_recipe(path: Path, overrides: dict[str, Any]) -> Request:
         """A recipe file, keys of the command line on top; `stream=NAME` takes other data."""
-        path = _packaged(path)
-        try:
-            recipe = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
-        except OSError as error:
-            raise DataError(f"recipe {path}: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            line = " ".join(str(error).split())
-            raise DataError(f"recipe {path} can't be used: {line}") from error
-        if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-            raise DataError(
-                f"recipe {path} must hold `key: value` lines, stream and strategy first"
-            )
-        missing = {"stream", "strategy"} - recipe.keys()
-        if missing:
-            raise DataError(f"recipe {path} lacks {' and '.join(sorted(missing))}")
-        if "note" in recipe:
-            raise DataError(f"recipe {path}: {recipe['note']}")
-        overrides = dict(overrides)
-        stream = str(overrides.pop("stream", recipe.pop("stream")))
+        return Request.of_recipe(read_recipe(path), overrides)
+
+    @staticmethod
+    def of_recipe(recipe: dict[str, Any], overrides: dict[str, Any]) -> Request:
+        """What `read_recipe` has read, other keys on top."""
+        recipe, overrides = dict(recipe), dict(overrides)
+        given = str(recipe.pop("stream"))
+        stream = str(overrides.pop("stream", given))
         strategy = str(recipe.pop("strategy"))
+        expect, selection = recipe.pop("expect", None), recipe.pop("selection", None)
+        if stream != given:  # tuned for another one
+            selection = None
         # a key of another model does not carry over when the model is replaced
         if "model" in overrides and overrides["model"] != recipe.get("model"):
             recipe = {k: v for k, v in recipe.items() if not k.startswith("model.")}
-        expect = _expected(path, recipe.pop("expect", None))
-        request = Request.of(stream, strategy, {**_flatten(recipe), **overrides})
-        request.expect = expect
+        request = Request.of(stream, strategy, {**flatten(recipe), **overrides})
+        request.expect, request.selection = expect, selection
         return request
 
     def take_objective(self, given: dict[str, Any]) -> None:
@@ -158,18 +155,23 @@ class Request:
         """The strategy in folder names."""
         return "+".join(_folder_name(e) for e in self.strategies) or self.strategy_name
 
+    def stream_changes(self) -> dict[str, Any]:
+        """stream.* keys that differ from their defaults."""
+        changed = {}
+        params = self.stream.params() if self.stream is not None else {}
+        for name, value in self.stream_settings.items():
+            default = self.top["seed"] if name == "seed" else params[name].default
+            if differs(value, default):
+                changed[f"stream.{name}"] = value
+        for name, param in params_of_schema(Scenario).items():
+            if name in self.scenario and differs(self.scenario[name], param.default):
+                changed[f"stream.{name}"] = self.scenario[name]
+        return changed
+
     def changed(self, default_model: str | None, tuned: dict[str, Any]) -> dict[str, Any]:
         """Stream, strategy and model keys that differ from their (tuned) defaults."""
         changed = {"best": True} if self.top["best"] else {}
-        if self.stream is not None:
-            params = self.stream.params()
-            for name, value in self.stream_settings.items():
-                default = self.top["seed"] if name == "seed" else params[name].default
-                if _differs(value, default):
-                    changed[f"stream.{name}"] = value
-        for name, param in params_of_schema(Scenario).items():
-            if name in self.scenario and _differs(self.scenario[name], param.default):
-                changed[f"stream.{name}"] = self.scenario[name]
+        changed |= self.stream_changes()
         if "model" in self.objects:
             changed["model"] = type(self.objects["model"]).__name__
         elif self.top["model"] not in (None, default_model):
@@ -188,7 +190,7 @@ class Request:
         for entry, settings in zip(self.strategies, self.strategy_settings, strict=True):
             params, prefix = entry.params(), f"{entry.slug}." if several else ""
             for name, value in settings.items():
-                if _differs(value, tuned.get(f"strategy.{name}", params[name].default)):
+                if differs(value, tuned.get(f"strategy.{prefix}{name}", params[name].default)):
                     changed[f"{prefix}{name}"] = value
         return changed
 
@@ -205,6 +207,29 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
         else:
             keys[key] = value
     return names, keys
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys of a recipe file, stream and strategy among them. Raises DataError."""
+    path = _packaged(path)
+    try:
+        recipe = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)  # a SafeLoader
+    except OSError as error:
+        raise DataError(f"recipe {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = " ".join(str(error).split())
+        raise DataError(f"recipe {path} can't be used: {line}") from error
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        raise DataError(f"recipe {path} must hold `key: value` lines, stream and strategy first")
+    missing = {"stream", "strategy"} - recipe.keys()
+    if missing:
+        raise DataError(f"recipe {path} lacks {' and '.join(sorted(missing))}")
+    if "note" in recipe:
+        raise DataError(f"recipe {path}: {recipe['note']}")
+    chosen = recipe.get("selection")
+    if chosen is not None and not {"best", "seeds", "protocol"} <= set(chosen):
+        raise DataError(f"recipe {path}: selection must say how settings were chosen, by `cl tune`")
+    return recipe | {"expect": _expected(path, recipe.get("expect")), "selection": chosen}
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -267,13 +292,14 @@ def _composed(strategy: str) -> list[Entry]:
     return parts
 
 
-def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.lr": 0.1} of {"train": {"lr": 0.1}}; paths as text."""
     flat = {}
     for key, value in settings.items():
         if isinstance(value, os.PathLike):
             flat[prefix + key] = os.fspath(value)
         elif isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -316,13 +342,16 @@ def _unknown_key(key: str, top: dict, stream, parts: list[Entry], model) -> Unkn
 
 def _strategy_settings(given: dict[str, Any], parts: list[Entry]) -> list[dict[str, Any]]:
     settings: list[dict[str, Any]] = [{} for _ in parts]
+    slugs = [part.slug for part in parts]
     for key, value in given.items():
         owner, dot, name = key.partition(".")
-        slugs = [part.slug for part in parts]
-        if dot and owner in slugs:
-            settings[slugs.index(owner)][name] = value
-        elif len(parts) == 1 and not dot:
-            settings[0][key] = value
+        if not dot:
+            owner, name = slugs[0] if len(parts) == 1 else "", key
+        if owner in slugs:
+            own = settings[slugs.index(owner)]
+            if name in own:
+                raise BadValue(f"strategy.{name} is given twice, once as strategy.{owner}.{name}")
+            own[name] = value
         else:
             known = [f"strategy.{part.slug}.{n}" for part in parts for n in part.params()]
             same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
@@ -341,7 +370,8 @@ def _strategy_settings(given: dict[str, Any], parts: list[Entry]) -> list[dict[s
     ]
 
 
-def _differs(value: Any, default: Any) -> bool:
+def differs(value: Any, default: Any) -> bool:
+    """Whether a parsed value is another one than the default, which may be a tuple."""
     if isinstance(default, tuple) and value is not None:
         return list(value) != list(default)
     return value != default

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from traceback import walk_tb
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from cl import references, stopping
 from cl.board import Board
 from cl.checkpoint import found
 from cl.display import Display, header
-from cl.errors import BadValue, ClError, DataError, RunError
-from cl.folder import clear, locked, prepare, read_results, run_folder
+from cl.errors import BadValue, ClError, DataError, RunError, place
+from cl.folder import clear, locked, prepare, read_results, run_folder, waiting
+from cl.identity import identity, recorded, sources_of, standing
 from cl.loop import Loop
 from cl.models import Classifier, rebuild
 from cl.parts import (
@@ -38,7 +39,7 @@ from cl.seeding import global_state, restore_globals, seed_globals
 from cl.start import adopted, last_model
 from cl.strategy import REQUIRES, Strategy
 from cl.stream import Stream
-from cl.tuned import section, settings_for
+from cl.tuned import settings_for
 
 
 @dataclass
@@ -109,29 +110,91 @@ def resume(folder: Path, *, progress: bool = False) -> Result:
     if begun and read_results(folder)["status"] == "finished":
         return load(folder)
     request = Request.from_recipe(recipe, {})
+    request.known_as = recorded(folder)[1]
     return execute(request, progress=progress, resume_in=folder)
 
 
 def execute(request: Request, *, progress: bool, resume_in: Path | None = None) -> Result:
     """Run a checked request. Global random state and thread count are put back at the end."""
+    with _own_globals(request):
+        begun = resume_in is not None and bool(found(resume_in / "checkpoint"))
+        made = assembled(request, resumed=begun)
+        folder = resume_in or run_folder(made.recipe)
+        if resume_in is None:
+            prepare(folder, Path(made.recipe.out))
+        return _carried_out(made, folder, progress, resume_in is not None)
+
+
+def take(request: Request) -> tuple[Result, bool]:
+    """One of many runs: (its result, whether it was there already).
+
+    A folder with the same recipe, data and sources is taken as it is if the run has finished, and
+    gone on with if not; anything else that stands there moves away. Whoever makes the same run
+    now is waited for.
+    """
+    with _own_globals(request):
+        made = assembled(request)
+        folder = run_folder(made.recipe)
+        with waiting(folder):
+            stands = standing(folder, made.recipe, made.stream)
+            if stands == "finished":
+                return load(folder), True
+            if stands is None:
+                prepare(folder, Path(made.recipe.out))
+            return _carried_out(made, folder, False, stands is not None), False
+
+
+def check(request: Request, streams: dict[str, tuple]) -> None:
+    """Put a run together and look at it, without running it. Raises ClError.
+
+    streams: the one that was built last is kept here by the caller, for arms that share it.
+    """
+    key = repr([request.stream_name, request.stream_changes(), request.top["seed"]])
+    with _own_globals(request):
+        if key not in streams:
+            streams.clear()
+            streams[key] = build_stream(request)
+        assembled(request, streams[key])
+
+
+@contextmanager
+def _own_globals(request: Request) -> Iterator[None]:
     state, threads = global_state(), torch.get_num_threads()
     try:
-        return _execute(request, progress, resume_in)
+        torch.set_num_threads(request.top["threads"])
+        seed_globals(request.top["seed"])
+        yield
     finally:
         torch.set_num_threads(threads)
         restore_globals(state)
 
 
-def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result:
-    torch.set_num_threads(request.top["threads"])
-    seed_globals(request.top["seed"])
+@dataclass
+class Assembled:
+    """A run that can begin."""
+
+    request: Request
+    recipe: Recipe
+    stream: Stream
+    loop: Loop
+
+
+def assembled(
+    request: Request, built: tuple[Stream, dict] | None = None, *, resumed: bool = False
+) -> Assembled:
+    """All parts of a run, checked; built: the stream and its settings. Raises ClError.
+
+    resumed: there is a checkpoint, so that what a run finds out before it begins is known.
+    """
+    known_as, sources = identity(request), sources_of(request)
     device = pick_device(request.top["device"])
-    stream, stream_settings = build_stream(request)
+    stream, stream_settings = built or build_stream(request)
     tuned, selection = settings_for(request, stream)
-    strategies, needs = build_strategies(request, stream, section(tuned, "strategy"))
+    strategies, needs = build_strategies(request, stream, tuned)
     request = adopted(request, stream)
     learns = objective_of(request, stream, strategies)
     recipe = resolve(request, stream, stream_settings, str(device), needs, tuned, selection, learns)
+    recipe.request, recipe.sources = known_as, sources
     model = request.objects.get("model")
     if model is None:
         check_start(recipe)
@@ -147,23 +210,28 @@ def _execute(request: Request, progress: bool, resume_in: Path | None) -> Result
         evaluation=recipe.eval,
         seed=recipe.seed,
         device=device,
-        resumed=resume_in is not None and bool(found(resume_in / "checkpoint")),
+        resumed=resumed,
     )
     _check_training(recipe, stream, loop)
     if recipe.eval.references:
         references.check(request, stream)
     for name in recipe.probes:
         loop.attach(name)
-    folder = resume_in or run_folder(recipe)
-    if resume_in is None:
-        prepare(folder, Path(recipe.out))
+    return Assembled(request, recipe, stream, loop)
+
+
+def _carried_out(made: Assembled, folder: Path, progress: bool, resuming: bool) -> Result:
     with locked(folder):
-        recorder = Recorder(folder, recipe, stream)
+        recorder = Recorder(folder, made.recipe, made.stream)
         if not (folder / "recipe.yaml").is_file():
             recorder.write_recipe()
-        if recipe.eval.references:
-            recorder.alone = _alone(request, recorder, progress)
-        return _run_recorded(loop, recorder, folder, progress, resume_in is not None)
+        if made.recipe.eval.references:
+            recorder.alone = _alone(made.request, recorder, progress)
+        try:
+            return _run_recorded(made.loop, recorder, folder, progress, resuming)
+        except ClError as error:
+            error.run_folder = folder
+            raise
 
 
 def _alone(request: Request, recorder: Recorder, progress: bool) -> list[dict]:
@@ -208,7 +276,7 @@ def _run_recorded(
         status = "failed"
         recorder.log.exception("the run failed")
         if not isinstance(error, ClError):  # a plug-in's own, or a bug of ours
-            raise RunError(f"{type(error).__name__}: {error} in {_place(error)}") from error
+            raise RunError(f"{type(error).__name__}: {error} in {place(error)}") from error
         raise
     except BaseException as stop:
         stop.run_folder = folder
@@ -222,17 +290,6 @@ def _run_recorded(
             recorder.display.close()
         recorder.close(status, loop)
     return Result(read_results(folder), folder, loop.model)
-
-
-def _place(error: Exception) -> str:
-    """Where an error was raised: the deepest frame outside installed libraries."""
-    frames = [f for f in walk_tb(error.__traceback__) if "site-packages" not in _file(f[0])]
-    frame, line = frames[-1]
-    return f"{frame.f_code.co_qualname}, {_file(frame)}:{line}"
-
-
-def _file(frame) -> str:
-    return frame.f_code.co_filename
 
 
 def pick_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@ that moves a class's first appearance also renames it.
     cycles      recurring: the experiences return, with the same data or new parts of it
     task_labels task-incremental: the label is given, answers are among the task's classes
     task_free   the sequence cut into equal pieces, whatever the boundaries
+    first       the beginning of the stream alone
     online      one pass, every batch answered before it is learned
 """
 
@@ -44,6 +45,8 @@ def apply(stream: Stream, keys: Scenario, seed: int) -> Stream:
         stream = task_labels(stream)
     if keys.task_free is not None:
         stream = task_free(stream, keys.task_free, keys.smooth, seed)
+    if keys.first is not None:
+        stream = first(stream, keys.first)
     return online(stream) if keys.online else stream
 
 
@@ -61,12 +64,12 @@ def _check(stream: Stream, keys: Scenario) -> None:
     plain = Scenario()
     classless = [e.name for e in stream.experiences if not e.classes]
     for field in fields(Scenario) if classless else ():
-        fine = field.name in ("cycles", "cycle_data")
+        fine = field.name in ("cycles", "cycle_data", "first")
         fine = fine or (field.name == "task_labels" and stream.domain == "rl")
         if not fine and getattr(keys, field.name) != getattr(plain, field.name):
             raise BadValue(
                 f"stream.{field.name} acts on classes, {stream.name} has none; "
-                "of the scenario operators it takes cycles and cycle_data"
+                "of the scenario operators it takes cycles, cycle_data and first"
             )
     for key, switch in NEEDED.items():
         idle = getattr(keys, switch) == getattr(plain, switch)
@@ -317,6 +320,18 @@ def task_free(stream: Stream, n_pieces: int, smooth: float, seed: int) -> Stream
         replace(ev, learned_at=tuple(at)) for ev, at in zip(stream.evals, evals_of, strict=True)
     ]
     return by_arrival(replace(stream, experiences=experiences, evals=evals, gives=frozenset()))
+
+
+def first(stream: Stream, n: int) -> Stream:
+    """The first n experiences, the evals that they teach, and those that none teaches."""
+    if n > len(stream):
+        raise BadValue(f"stream.first={n}: {stream.name} has {len(stream)} experiences")
+    evals = [
+        replace(ev, learned_at=tuple(i for i in ev.learned_at if i < n))
+        for ev in stream.evals
+        if not ev.learned_at or min(ev.learned_at) < n
+    ]
+    return replace(stream, experiences=stream.experiences[:n], evals=evals)
 
 
 def online(stream: Stream) -> Stream:

@@ -144,6 +144,7 @@ class Scenario:
         task_labels      give task labels in training and at inference (task-incremental)
         task_free        pieces that the whole sequence is cut into, whatever the boundaries
         smooth           task-free: share of an experience that mixes with its neighbours [1]
+        first            the beginning of the stream: so many experiences [experiences]
         online           one pass; every batch is answered before it is learned (prequential)
     """
 
@@ -159,6 +160,7 @@ class Scenario:
     task_labels: bool = False
     task_free: Annotated[int, Range(min=1)] | None = None
     smooth: Annotated[float, Range(min=0, max=1)] = 0.0
+    first: Annotated[int, Range(min=1)] | None = None
     online: bool = False
 
 

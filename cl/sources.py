@@ -11,19 +11,22 @@ from pathlib import Path
 
 from cl.registry import find
 
+ROOT = Path(__file__).parent
 SHOWS = {
     *("board.py", "check.py", "claims.py", "cli.py", "display.py", "document.py", "measures.py"),
     *("grids.py", "ledger.py", "reproduce.py", "sources.py", "statistics.py", "verdict.py"),
+    *("commands.py", "fleet.py", "identity.py", "sweeps.py", "tuning.py"),
     *("comparison", "schema.py"),
 }
 
 
-def source_hash(stream: str | None, strategy: str) -> str:
+def source_hash(stream: str | None, strategy: str, others: tuple[Path, ...] = ()) -> str:
     """Eight characters over the sources of cl, of the stream and of the strategies `a+b`.
 
-    stream: None for a Python object, whose sources are the caller's.
+    stream: None for a Python object, whose sources are the caller's; others: of further plug-ins.
     """
     files = {find("strategies", s).path for s in strategy.split("+")}
+    files |= {path for path in others if ROOT not in path.parents}
     if stream is not None:
         path = find("streams", stream).path
         files |= {path, *path.parent.glob("_*.py")}
@@ -33,6 +36,5 @@ def source_hash(stream: str | None, strategy: str) -> str:
 
 @cache
 def _of_cl() -> str:
-    root = Path(__file__).parent
-    paths = sorted(p for p in root.rglob("*.py") if p.relative_to(root).parts[0] not in SHOWS)
+    paths = sorted(p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in SHOWS)
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -113,6 +113,14 @@ def is_trained(model_settings: dict[str, Any], start: dict[str, Any]) -> bool:
     return start.get("from") is not None or any(model_settings.get(key) for key in keys)
 
 
+def weights_stamp(start: dict[str, Any]) -> str | None:
+    """What tells the model in `model.from` from another one in the same folder."""
+    if start.get("from") is None:
+        return None
+    sums = sorted(Path(start["from"]).glob("checkpoint/*/checksums.json"))
+    return sums[-1].read_text(encoding="utf-8") if sums else None
+
+
 def take(model: Classifier | LanguageModel | PolicyModel, start: dict[str, Any]) -> None:
     """Load the backbone, and the head if it is to be kept, or the language model of that run."""
     from cl.models.lora import fitted

@@ -43,7 +43,10 @@ def test_readme_commands_run(command, tmp_path, monkeypatch, capsys):
     if "stream.path=" in command or command.startswith("cl run recipe"):
         pytest.skip("needs the reader's own images")
     arguments = shlex.split(command)[1:]
-    if arguments[0] == "run":
+    if arguments[0] in ("sweep", "tune"):
+        arguments = [a for a in arguments if not a.startswith("seed=")]
+        arguments += ["seed=0", "workers=1", "stream.n_experiences=2"]
+    if arguments[0] in ("run", "sweep", "tune"):
         arguments.append(f"out={tmp_path}")
         whole = "train." in command or "online" in command
         small = SMALL_ON.get(arguments[1], {} if whole else SMALL)

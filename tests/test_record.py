@@ -24,6 +24,8 @@ QUICK = {"stream.n_experiences": 3, "train.epochs": 1}
 KEYS = [
     "schema",
     "status",
+    "request",
+    "sources",
     "stream",
     "stream_hash",
     "strategy",

@@ -497,3 +497,16 @@ def test_replay_stores_rows_of_the_experience_only():
 def test_a_frozen_model_with_a_growing_head_composes_with_rwalk(tmp_path):
     result = cl.run("split_digits", "rwalk+deesil", out=str(tmp_path), **{"train.updates": 2})
     assert result.results["status"] == "finished"
+
+
+def test_the_beginning_of_a_stream_is_learned_as_in_the_whole(tmp_path):
+    keys = {"train.updates": 3, "seed": 2}
+    whole = cl.run("split_digits", "replay", out=str(tmp_path / "whole"), **keys)
+    keys["stream.first"] = 2
+    first = cl.run("split_digits", "replay", out=str(tmp_path / "first"), **keys)
+    assert [row[:2] for row in whole.results["R"][:2]] == first.results["R"]
+    assert first.results["evals"] == whole.results["evals"][:2]
+    assert first.results["experiences"] == whole.results["experiences"][:2]
+    assert first.dir.parent.name == "replay,stream.first=2,train.updates=3"
+    with pytest.raises(BadValue, match="has 5 experiences"):
+        cl.run("split_digits", "naive", out=str(tmp_path), stream={"first": 6})
