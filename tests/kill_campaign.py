@@ -25,11 +25,18 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
+IMPORTED = (  # what every process would have to import, which takes longer than what it runs
+    *("cl.runner", "cl.display", "torch._dynamo", "torch.distributed", "torchvision.transforms"),
+    *("sklearn.datasets", "sklearn.model_selection", "streams.split_digits", "streams.skills"),
+    *("transformers.models.llama", "transformers.generation", "cl.models.tiny", "cl.episodes"),
+    *("transformers.models.llama.modeling_llama", "streams.cartpole_actions", "minigrid"),
+)
 AGAIN = 0.35  # probability that a resumed run is killed, too
 OPERATIONS = ("fsync", "replace", "mkdir", "unlink", "rmdir")  # of os, that runs make files with
 DIGITS = "stream.n_experiences=3 train.batch_size=64 eval.every=5"
@@ -43,7 +50,7 @@ CASES = {
     "gdumb": f"split_digits gdumb {DIGITS} train.epochs=2 strategy.size=128",
     "k_fpf": f"split_digits k_fpf {DIGITS} train.epochs=2 strategy.steps=4 "
     "probes=module_sensitivity",
-    "sft": f"skills sft {TEXT} train.epochs=3 train.batch_size=16 eval.every=2",
+    "sft": f"skills sft {TEXT} train.epochs=6 train.batch_size=16 eval.every=7",
     "s3ft": f"skills s3ft {TEXT} train.epochs=2 train.batch_size=16 strategy.refresh=epoch",
     "rft": f"skills rft {TEXT} train.batch_size=32 train.updates=6 strategy.group=4 "
     "strategy.refresh=2 strategy.passes=2",
@@ -51,7 +58,7 @@ CASES = {
     "objective.passes=2 train.batch_size=64 objective.observations=normalised "
     "objective.scale_rewards=true",
     "dqn": f"cartpole_physics naive {ACTS} objective=dqn objective.starts=64 train.batch_size=32 "
-    "objective.target_every=7 objective.capacity=300",
+    "objective.target_every=7 objective.capacity=300 stream.n_experiences=2 checkpoint.every=13",
     "cloning": f"cartpole_actions cloning_replay {ACTS} objective=cloning train.epochs=2 "
     "objective.demonstrations=256 train.batch_size=32",
     "minigrid": "minigrid_small naive stream.steps=256 stream.n_test=2 objective.n_envs=4 "
@@ -135,7 +142,9 @@ def _watched(deadly: int | None) -> dict[str, int]:
 
 def uninterrupted(name: str, out: Path) -> Case:
     """A case with what it ends in. Raises SystemExit if it does not end."""
-    case = Case(name, ["run", *CASES[name].split(), "checkpoint.every=2"])
+    arguments = ["run", *CASES[name].split()]
+    often = [] if "checkpoint." in CASES[name] else ["checkpoint.every=2"]
+    case = Case(name, [*arguments, *often])
     folder, count = out / name / "whole", out / name / "operations"
     folder.mkdir(parents=True)
     started = time.monotonic()
@@ -240,12 +249,8 @@ def main() -> None:
     unknown = set(args.cases) - CASES.keys()
     if unknown or args.kills < 1:
         parser.error(f"cases are {', '.join(CASES)} and --kills is at least 1")
-    import torch
-
-    import cl.display
-    import cl.runner  # noqa: F401
-
-    torch.set_num_threads(1)
+    for name in IMPORTED:
+        import_module(name)
     os.chdir(ROOT)
     out = args.out or Path(tempfile.mkdtemp(prefix="kill_campaign."))
     failures = campaign(args.cases or list(CASES), args.kills, args.seed, out.absolute())
