@@ -57,6 +57,7 @@ def of(request: Request, recipe: Recipe, stream: EnvStream, execute: Callable) -
             folder = Path(recipe.out) / ".references" / key
             with waiting(folder):
                 if not _finished(folder):
+                    folder.mkdir(exist_ok=True)
                     execute(_request(request, recipe, one), folder)
                     _leave_board(folder)
                 found[key] = single_task(folder)

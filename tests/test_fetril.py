@@ -525,5 +525,5 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_does(settings, tmp_path):
     first = cl.run("split_digits", "fetril", out=str(tmp_path / "a"), **keys)
     kept = tmp_path / "kept"
     shutil.copytree(first.dir, kept)
-    passed, what, detail = _resumed(first, kept)
+    passed, what, detail = _resumed("resumed equals uninterrupted", first, kept)
     assert passed, f"{what}: {detail}"

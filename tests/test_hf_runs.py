@@ -168,6 +168,7 @@ class Held(cl.Strategy):
 
     def after_training_exp(self, loop):
         if loop.experience.index in (1, 5):
+            loop.observer.keeper.finish()  # a checkpoint is held until it has been written
             gc.collect()
             found = {}
             for o in gc.get_objects():
