@@ -41,16 +41,17 @@ from cl.loop import Loop
 from cl.runner import resume
 from cl.settings import Checkpoint
 
+TASKS = {"stream.tasks": ["above", "letter"]}
 CASES = {
     "small_cnn, `replay`": ("split_digits", "replay", {}),
     "small_cnn, `fetril`": ("split_digits", "fetril", {}),
     "resnet18, 11 M, `naive`": (
         "split_digits",
         "naive",
-        {"model": "resnet18", "train.epochs": 1, "stream.n_experiences": 2},
+        {"model": "resnet18", "train.epochs": 4, "stream.n_experiences": 2},
     ),
-    "tiny, 0.87 M, `sft`": ("skills", "sft", {"stream.tasks": ["above", "letter"]}),
-    "tiny, 0.87 M, `rft`": ("skills", "rft", {"stream.tasks": ["above", "letter"]}),
+    "tiny, 0.87 M, `sft`": ("skills", "sft", TASKS | {"train.updates": 60}),
+    "tiny, 0.87 M, `rft`": ("skills", "rft", TASKS | {"train.updates": 15}),
     "`ppo`": ("cartpole_actions", "naive", {"stream.steps": 16384}),
     "`dqn`": ("cartpole_actions", "naive", {"stream.steps": 16384, "objective": "dqn"}),
 }

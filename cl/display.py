@@ -51,12 +51,12 @@ class Display:
             disable=not self.out.is_terminal,
         )
         self.task = self.bar.add_task("starting", total=max(1, sum(updates)), loss="")
-        self.bar.start()
 
-    def goes_on(self, loop: Loop) -> None:
-        """A run begins here, or goes on."""
+    def begin(self, loop: Loop) -> None:
+        """Training begins here, or goes on."""
         self.before = loop.clock.train_iterations
         self.before -= loop.clock.train_exp_iterations if loop.inside else 0
+        self.bar.start()
 
     def tick(self, loop: Loop) -> None:
         """After every update; draws at most ten times a second."""

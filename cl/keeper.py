@@ -83,6 +83,7 @@ class Keeper:
         Files are written while the run goes on; `then` is called when they are there.
         """
         started = time.perf_counter()
+        self.finish()
         try:
             state = state_of(loop, inside=inside) | {"record": self.recorder.state(loop)}
             made = checkpoint.content(loop.model, state)
@@ -90,7 +91,6 @@ class Keeper:
             check_state(loop.plugins)  # says whose state it is that can't be held
             raise
         name = f"{loop.clock.train_iterations:09d}-{state['next_experience']:06d}"
-        self.finish()
         self.last = time.perf_counter()
         taken = self.last - started
         self._writing = self._writer.submit(self._write, name, made, then, taken)

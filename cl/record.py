@@ -299,11 +299,16 @@ class Recorder:
 
         The rest is as of the last experience's end: what has stopped may be in any state.
         """
-        self.keeper.close()
-        if status is not None and loop is not None:
-            self.status = status
-            results = self.results(loop) if self.last is None else self.last
-            self.write_results({**results, "status": status})
+        try:
+            self.keeper.close()
+            if status is not None and loop is not None:
+                self.status = status
+                results = self.results(loop) if self.last is None else self.last
+                self.write_results({**results, "status": status})
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         if self._curves is not None:
             self._curves.close()
             self._curves = None

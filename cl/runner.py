@@ -261,7 +261,7 @@ def _run_recorded(
         clear(folder)
     recorder.board = Board(folder, hparams(recipe), recorder.drawn)
     if progress:
-        recorder.display.goes_on(loop)
+        recorder.display.begin(loop)
     loop.observer = recorder
     recorder.log.info(
         "%s %s seed %d on %s", recipe.stream, recipe.strategy, recipe.seed, recipe.device

@@ -88,12 +88,12 @@ class Eval:
 class Checkpoint:
     """When checkpoints are made, besides the end of every experience.
 
-    They change nothing in a run; whichever of the two comes first counts.
+    They change nothing in a run. Of the two, what comes first counts.
 
     Parameters
-        every    a checkpoint after every so many updates; none: by time alone [updates]
-        minutes  a checkpoint when the last one is so old; later where they take so long that they
-                 would take more than 2 % of the time; none: no such [minutes]
+        every    updates between two; none: by time alone [updates]
+        minutes  time between two, more where making one takes longer than 2 % of that; none: by
+                 updates alone [minutes]
     """
 
     every: Annotated[int, Range(min=1)] | None = None

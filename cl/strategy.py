@@ -86,7 +86,8 @@ class Strategy:
 
     State (attributes) is checkpointed without further code. It may be None, bool, int, float,
     str, tensor, numpy array, torch.Generator, a model from `loop.snapshot()`, and list, tuple,
-    set, dict of these; anything else is refused at start.
+    set, dict of these; anything else is refused at start. A checkpoint may be made between any two
+    updates: of the last one's minibatch (`loop.mb_*`, gradients) it holds nothing.
     """
 
     # of the scenario, keys of NEEDS; `__init__` may set fewer where settings decide
